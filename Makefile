@@ -1,0 +1,61 @@
+# Each target works on a fresh machine with Python 3.11 or later, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?= demo
+PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml
+PACKAGES := -e core -e backends/torch -e backends/cpu -e server
+NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*)
+
+.PHONY: help setup serve test test-slow lint format bench clean
+
+help:
+	@echo "make serve      serve a real model on http://127.0.0.1:8000 (MODEL=demo)"
+	@echo "make test       lint and run the tests"
+	@echo "make setup      install what serving needs into $(VENV)"
+	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make test-slow  the tests that take minutes each"
+	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
+
+setup: $(VENV)/.serve
+
+serve: $(VENV)/.serve
+	$(BIN)/octavo serve $(MODEL)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core/octavo server/octavo_server backends/torch/octavo_torch backends/cpu/octavo_cpu
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/octavo bench throughput --versus transformers
+	$(BIN)/octavo bench waste --plot benchmarks/results/waste.png
+	$(BIN)/octavo bench latency
+	$(BIN)/octavo bench startup
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# One command for all packages: they need each other, and none is on an index yet.
+$(VENV)/.serve: $(VENV)/bin/python constraints.txt $(PROJECTS) $(NATIVE)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) -e ".[dev]"
+	@touch $@

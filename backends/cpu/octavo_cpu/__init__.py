@@ -1,0 +1,1 @@
+"""The CPU backend: torch tensors, native kernels. Importing it imports nothing else."""

@@ -1,0 +1,1 @@
+"""The native kernels: C++ sources beside this file, and what loads and calls them."""

@@ -1,0 +1,84 @@
+"""One completion as it grows: its text, its logprobs, and the reason it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octavo.models.tokenizer import Tokenizer
+from octavo.outputs import SequenceUpdate, TokenLogprobs
+from octavo.sampling.params import SamplingParams
+from octavo.scheduling import FinishReason
+from octavo.text import Detokenizer
+
+
+class Completion:
+    """Folds sampled tokens into text and finds the end.
+
+    index: which of the request's `n` completions. eos_token_ids: end the completion unless params.ignore_eos.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self._eos = frozenset() if params.ignore_eos else eos_token_ids
+        self._stop_tokens = frozenset(params.stop_token_ids)
+        self._min_tokens = params.min_tokens
+        self._max_tokens = params.max_tokens
+        self._detokenizer = Detokenizer(tokenizer.backend_tokenizer, params.stop, prompt_token_ids=prompt_token_ids)
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._told = False  # whether the end was reported
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> FinishReason | None:
+        """Take one token; returns the reason when it is the last one.
+
+        A token that ends the completion counts as generated and is reported, but is not part of the text.
+        """
+        self.num_tokens += 1
+        self._token_ids.append(token_id)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        may_stop = self.num_tokens > self._min_tokens
+        if may_stop and token_id in self._eos:
+            return self.finish(FinishReason.STOP)
+        if may_stop and token_id in self._stop_tokens:
+            return self.finish(FinishReason.STOP, token_id)
+        self._detokenizer.append(token_id, may_stop=self.num_tokens >= self._min_tokens)
+        if self._detokenizer.stopped is not None:
+            return self.finish(FinishReason.STOP, self._detokenizer.stopped)
+        if self.num_tokens == self._max_tokens:
+            return self.finish(FinishReason.LENGTH)
+        return None
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> FinishReason:
+        """End the completion; text that was held back for a stop string is let go."""
+        self.finish_reason, self.stop_reason = reason, stop_reason
+        if self._detokenizer.stopped is None:
+            self._detokenizer.flush()
+        return reason
+
+    def take(self) -> SequenceUpdate | None:
+        """What was gained since the last call; None where that is nothing. The end is told once."""
+        if self._told or not (self._token_ids or self.finish_reason):
+            return None
+        self._told = self.finish_reason is not None
+        update = SequenceUpdate(
+            index=self.index,
+            text=self._detokenizer.take_text(),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            finish_reason=None if self.finish_reason is None else self.finish_reason.value,
+            stop_reason=self.stop_reason,
+        )
+        self._token_ids.clear()
+        self._logprobs.clear()
+        return update

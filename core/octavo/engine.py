@@ -1,0 +1,236 @@
+"""The engine: admit, schedule, run, commit."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from octavo.cache import BlockManager
+from octavo.config import EngineConfig
+from octavo.loading import EngineInfo, LoadedModel, load_model
+from octavo.outputs import RequestUpdate
+from octavo.processor import EngineRequest, Limits, RequestProcessor
+from octavo.request_state import RequestState
+from octavo.runner import LogitRow, Runner
+from octavo.sampling.inputs import SamplerOutputs
+from octavo.sampling.random import derive_seed
+from octavo.scheduling import Chunk, FinishReason, Plan, Request, Scheduler, SchedulerConfig
+
+_log = logging.getLogger(__name__)
+
+
+class EngineDeadError(RuntimeError):
+    """The device is lost, and the engine cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The state now, and counters since the start. kv_cache_usage: part of the blocks in use, 0 to 1."""
+
+    num_running: int
+    num_waiting: int
+    num_preemptions: int
+    kv_cache_usage: float
+    kv_allocated_slots: int
+    kv_used_slots: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    prompt_tokens: int
+    generation_tokens: int
+    steps: int
+    last_step_tokens: int
+    requests_finished: Mapping[str, int]
+
+
+class Engine:
+    """Runs requests on one model. Calls come from one thread; `step` is called while `has_work`."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        info = loaded.info
+        self.info: EngineInfo = info
+        self.tokenizer = loaded.tokenizer
+        limits = Limits(info.max_model_len, info.vocab_size, info.max_num_seqs, info.max_num_batched_tokens)
+        self.processor = RequestProcessor(loaded.tokenizer, limits)
+        self._blocks = BlockManager(loaded.cache.num_blocks, info.block_size, config.enable_prefix_caching)
+        self._scheduler = Scheduler(
+            SchedulerConfig(
+                max_num_seqs=info.max_num_seqs,
+                max_num_batched_tokens=info.max_num_batched_tokens,
+                max_model_len=info.max_model_len,
+                max_waiting=config.max_waiting,
+            ),
+            self._blocks,
+        )
+        self._runner = Runner(loaded.device, loaded.model, loaded.weights, loaded.cache)
+        self._config = config
+        self._states: dict[str, RequestState] = {}
+        self._ended: list[RequestUpdate] = []  # ended outside a step; reported by the next one
+        self._numbers = count()
+        self._counters: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._last_step_tokens = 0
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, progress: Callable[[str, float], None] | None = None) -> Engine:
+        """Find the model, open the backend, load the weights, size the KV cache.
+
+        progress is called with what is being done and how much of it is done, 0 to 1. Raises OctavoError or
+        octavo.backend.BackendError.
+        """
+        return cls(load_model(config, progress), config)
+
+    # ------------------------------------------------------------------------------------------------- the loop
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request that `processor` made.
+
+        Raises QueueFullError, or InvalidRequestError for an id in use or a request larger than the KV cache.
+        """
+        params = request.params
+        seed = derive_seed(self._config.seed, next(self._numbers)) if params.seed is None else params.seed
+        scheduled = Request(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            max_tokens=params.max_tokens or 1,
+            n=params.n,
+            priority=request.priority,
+            arrival_time=request.arrival_time,
+            cache_salt=request.cache_salt,
+            read_prefix_cache=params.prompt_logprobs is None,
+            params=params,
+            seeds=tuple(derive_seed(seed, index) for index in range(params.n)),
+        )
+        self._scheduler.add(scheduled)
+        self._states[request.request_id] = RequestState(
+            request, scheduled, self.tokenizer, frozenset(self.info.eos_token_ids), self.info.vocab_size
+        )
+
+    def step(self) -> list[RequestUpdate]:
+        """One step of the model; returns what each request gained. Nothing to do gives an empty list.
+
+        Raises EngineDeadError when the device is lost.
+        """
+        updates, self._ended = self._ended, []
+        plan = self._scheduler.schedule()
+        if plan.chunks:
+            updates += self._run(plan)
+            self._counters["steps"] += 1
+            self._counters["preemptions"] += len(plan.preempted)
+            self._last_step_tokens = plan.num_tokens
+        if self._config.check_integrity:
+            self.check_integrity()
+        return updates
+
+    def abort(self, request_id: str) -> bool:
+        """End a request and free its blocks; its last update has the finish reason "abort". False if it is not here."""
+        state = self._states.get(request_id)
+        if state is None:
+            return False
+        self._scheduler.abort(request_id)
+        self._ended.append(self._end(state, FinishReason.ABORT))
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work or bool(self._ended)
+
+    @property
+    def queue_room(self) -> int:
+        """Requests that may still be queued before `add` refuses."""
+        return self._config.max_waiting - self._scheduler.num_waiting
+
+    # ---------------------------------------------------------------------------------------------- parts of a step
+
+    def _run(self, plan: Plan) -> list[RequestUpdate]:
+        """Run a plan and commit it. If it fails its chunks run one by one, so that only the requests at fault end."""
+        rows = self._rows(plan)
+        try:
+            outputs = self._runner.run(plan, [row for part in rows for row in part])
+        except Exception as error:
+            if not self._runner.alive():
+                raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
+            if len(plan.chunks) == 1:
+                return [self._fail(plan.chunks[0], error)]
+            _log.warning("A step of %d chunks failed; they run one by one: %s", len(plan.chunks), error)
+            alone = (part for part in plan.one_by_one() if not part.chunks[0].sequence.is_finished)
+            return [update for part in alone for update in self._run(part)]
+        return self._commit(plan, rows, outputs)
+
+    def _rows(self, plan: Plan) -> list[list[LogitRow]]:
+        """The logits each chunk wants, chunk by chunk."""
+        rows, first_token = [], 0
+        for chunk in plan.chunks:
+            rows.append(self._state(chunk).rows(chunk, first_token))
+            first_token += chunk.count
+        return rows
+
+    def _commit(self, plan: Plan, rows: list[list[LogitRow]], outputs: SamplerOutputs) -> list[RequestUpdate]:
+        touched: dict[str, RequestState] = {}
+        first_row = 0
+        for chunk, part in zip(plan.chunks, rows, strict=True):
+            state = self._state(chunk)
+            stop = first_row + len(part)
+            sampled = [int(token) for token in outputs.token_ids[stop - chunk.samples : stop]]
+            received = self._scheduler.advance(chunk, sampled)
+            for sequence, reason in state.commit(chunk, len(part), outputs, first_row, received):
+                self._scheduler.finish(sequence, reason)
+            self._counters["generation_tokens"] += len(received)
+            prompt_left = max(0, len(state.request.prompt_token_ids) - chunk.start)
+            self._counters["prompt_tokens"] += min(chunk.count, prompt_left)
+            if part:
+                touched[state.request.request_id] = state
+            first_row = stop
+        return [self._take(state) for state in touched.values()]
+
+    def _fail(self, chunk: Chunk, error: Exception) -> RequestUpdate:
+        state = self._state(chunk)
+        _log.error("Request %s failed.", state.request.request_id, exc_info=error)
+        self._scheduler.abort(state.request.request_id)
+        return self._end(state, FinishReason.ERROR, f"its step failed: {type(error).__name__}: {error}")
+
+    def _end(self, state: RequestState, reason: FinishReason, error: str | None = None) -> RequestUpdate:
+        state.end(reason)
+        return self._take(state, error)
+
+    def _take(self, state: RequestState, error: str | None = None) -> RequestUpdate:
+        update = state.take(error)
+        if update.finished:
+            del self._states[update.request_id]
+            self._reasons.update(
+                str(completion.finish_reason.value) for completion in state.completions if completion.finish_reason
+            )
+        return update
+
+    def _state(self, chunk: Chunk) -> RequestState:
+        return self._states[chunk.sequence.request.request_id]
+
+    # --------------------------------------------------------------------------------------------------- watching
+
+    def stats(self) -> EngineStats:
+        cache = self._blocks.stats()
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_preemptions=self._counters["preemptions"],
+            kv_cache_usage=cache.used_blocks / max(1, cache.total_blocks),
+            kv_allocated_slots=cache.allocated_slots,
+            kv_used_slots=cache.used_slots,
+            prefix_cache_queries=cache.prefix_queries,
+            prefix_cache_hits=cache.prefix_hits,
+            prompt_tokens=self._counters["prompt_tokens"],
+            generation_tokens=self._counters["generation_tokens"],
+            steps=self._counters["steps"],
+            last_step_tokens=self._last_step_tokens,
+            requests_finished=dict(self._reasons),
+        )
+
+    def check_integrity(self) -> None:
+        """Raises octavo.cache.IntegrityError if blocks and requests do not agree."""
+        self._scheduler.check_integrity()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every shared prefix."""
+        self._blocks.reset_prefix_cache()

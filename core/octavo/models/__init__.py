@@ -1,0 +1,1 @@
+"""Models: one config-driven decoder, the checkpoints that feed it, and tokenizers."""

@@ -1,0 +1,161 @@
+"""From what a client sends to what the engine runs: tokenized, validated and capped once, for every front end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from octavo.errors import InvalidRequestError
+from octavo.models.tokenizer import Tokenizer
+from octavo.sampling.params import SamplingParams
+
+MAX_REQUEST_ID_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask of this engine."""
+
+    max_model_len: int
+    vocab_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request that has passed validation; plain data, fit for a message.
+
+    params.max_tokens is a number. priority: lower runs first. cache_salt: requests share prefix-cache blocks only with
+    those of the same salt. arrival_time: `time.time()` seconds.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    prompt: str | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time: float = 0.0
+
+
+class RequestProcessor:
+    """Validates requests against one engine's limits. Every method raises InvalidRequestError."""
+
+    def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
+        self.tokenizer = tokenizer
+        self.limits = limits
+
+    def process(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> EngineRequest:
+        """A request from text or token ids."""
+        text = prompt if isinstance(prompt, str) else None
+        token_ids = self._encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        return self._request(request_id, text, token_ids, params, priority, cache_salt)
+
+    def process_chat(
+        self,
+        request_id: str,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> EngineRequest:
+        """A request from chat messages, through the checkpoint's own template."""
+        if not messages:
+            raise InvalidRequestError("messages is empty; at least one message is needed.", param="messages")
+        self._check_characters("messages", sum(len(str(message.get("content", ""))) for message in messages))
+        token_ids = self.tokenizer.apply_chat_template(messages, **(chat_template_kwargs or {}))
+        return self._request(request_id, None, token_ids, params, priority, cache_salt, param="messages")
+
+    # ---------------------------------------------------------------------------------------------------- details
+
+    def _encode(self, prompt: str) -> list[int]:
+        self._check_characters("prompt", len(prompt))
+        return self.tokenizer.encode(prompt)
+
+    def _check_characters(self, param: str, characters: int) -> None:
+        # Bounds the tokenizer's work: text of this length cannot fit the context whatever it says.
+        most = self.limits.max_model_len * self.tokenizer.longest_token
+        if characters > most:
+            raise InvalidRequestError(
+                f"{param} has {characters} characters; a context of {self.limits.max_model_len} tokens holds "
+                f"{most} at the very most.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def _checked(self, prompt: Sequence[int]) -> list[int]:
+        if len(prompt) > self.limits.max_model_len:
+            self._too_long(len(prompt), "prompt")
+        for token in prompt:
+            self._check_token("prompt", token)
+        return list(prompt)
+
+    def _check_token(self, param: str, token: object) -> None:
+        size = self.limits.vocab_size
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+            raise InvalidRequestError(
+                f"{param} holds token id {token!r}; this model's token ids are 0 to {size - 1}.", param=param
+            )
+
+    def _too_long(self, tokens: int, param: str) -> None:
+        context = self.limits.max_model_len
+        raise InvalidRequestError(
+            f"The prompt has {tokens} tokens; the context of this model here is {context} tokens, and a completion "
+            f"needs at least one: the longest prompt that fits is {context - 1} tokens.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+    def _request(
+        self,
+        request_id: str,
+        prompt: str | None,
+        token_ids: list[int],
+        params: SamplingParams,
+        priority: int,
+        cache_salt: str,
+        param: str = "prompt",
+    ) -> EngineRequest:
+        limits = self.limits
+        if not request_id or len(request_id) > MAX_REQUEST_ID_LENGTH:
+            raise InvalidRequestError(
+                f"A request id has 1 to {MAX_REQUEST_ID_LENGTH} characters, and this one has {len(request_id)}.",
+                param="request_id",
+            )
+        if not token_ids:
+            raise InvalidRequestError("The prompt is empty; at least one token is needed.", param=param)
+        room = limits.max_model_len - len(token_ids)
+        if room < 1:
+            self._too_long(len(token_ids), param)
+        if params.max_tokens is None:
+            params = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
+        elif params.max_tokens > room:
+            raise InvalidRequestError(
+                f"The prompt has {len(token_ids)} tokens and max_tokens is {params.max_tokens}; the context of this "
+                f"model here is {limits.max_model_len} tokens: the largest max_tokens that fits is {room}.",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        if params.n > limits.max_num_seqs:
+            raise InvalidRequestError(
+                f"n is {params.n}; this server runs at most {limits.max_num_seqs} sequences at a time (max_num_seqs).",
+                param="n",
+            )
+        for token in params.stop_token_ids:
+            self._check_token("stop_token_ids", token)
+        for token in params.logit_bias:
+            self._check_token("logit_bias", token)
+        return EngineRequest(request_id, tuple(token_ids), params, prompt, priority, cache_salt, time.time())

@@ -1,0 +1,156 @@
+"""What the engine remembers of one request besides its place in the schedule: completions, prompt logprobs, times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from octavo.completion import Completion
+from octavo.models.tokenizer import Tokenizer
+from octavo.outputs import Logprob, RequestMetrics, RequestUpdate, TokenLogprobs
+from octavo.processor import EngineRequest
+from octavo.runner import LogitRow
+from octavo.sampling.batch import RowSpec, SequenceSampling
+from octavo.sampling.inputs import SamplerOutputs
+from octavo.scheduling import Chunk, FinishReason, Request
+from octavo.scheduling import Sequence as RunningSequence
+
+
+class RequestState:
+    """One admitted request. `scheduled` is the scheduler's side of it."""
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        scheduled: Request,
+        tokenizer: Tokenizer,
+        eos_token_ids: frozenset[int],
+        vocab_size: int,
+    ) -> None:
+        self.request = request
+        self.scheduled = scheduled
+        params = request.params
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
+        self._sampling = [
+            SequenceSampling(params, request.prompt_token_ids, seed, ends, vocab_size=vocab_size)
+            for seed in scheduled.seeds
+        ]
+        self.completions = [
+            Completion(index, tokenizer, params, request.prompt_token_ids, eos_token_ids) for index in range(params.n)
+        ]
+        self._tokenizer = tokenizer
+        self._prompt_logprobs: list[TokenLogprobs | None] = [None]  # the first token has nothing before it
+        self._first_scheduled: float | None = None
+        self._first_token: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.completions)
+
+    def rows(self, chunk: Chunk, first_token: int) -> list[LogitRow]:
+        """The logits this request wants of a chunk whose tokens start at `first_token` of the step.
+
+        Prompt positions first, where prompt_logprobs were asked for, then what is sampled.
+        """
+        if self._first_scheduled is None:
+            self._first_scheduled = time.time()
+        prompt = self.request.prompt_token_ids
+        rows = [
+            LogitRow(
+                first_token + position - chunk.start, self._spec(chunk.sequence, position + 1, prompt[position + 1])
+            )
+            for position in self._prompt_positions(chunk)
+        ]
+        if chunk.samples:
+            last = first_token + chunk.count - 1
+            stop = chunk.start + chunk.count
+            siblings = self.scheduled.sequences if chunk.samples > 1 else (chunk.sequence,)
+            rows.extend(LogitRow(last, self._spec(sibling, stop)) for sibling in siblings)
+        return rows
+
+    def commit(
+        self, chunk: Chunk, rows: int, outputs: SamplerOutputs, first_row: int, received: Sequence[RunningSequence]
+    ) -> list[tuple[RunningSequence, FinishReason]]:
+        """Take the rows of a chunk; returns the sequences that ended, with the reason."""
+        row = first_row
+        for _ in range(rows - chunk.samples):
+            token = self.request.prompt_token_ids[len(self._prompt_logprobs)]
+            self._prompt_logprobs.append(self._logprobs(outputs, row, token, self.request.params.prompt_logprobs or 0))
+            row += 1
+        ended: list[tuple[RunningSequence, FinishReason]] = []
+        for sequence in received:
+            asked = self.request.params.logprobs
+            token = int(outputs.token_ids[row])
+            logprobs = None if asked is None else self._logprobs(outputs, row, token, asked)
+            reason = self.completions[sequence.index].append(token, logprobs)
+            if reason is not None:
+                ended.append((sequence, reason))
+            row += 1
+        if received and self._first_token is None:
+            self._first_token = time.time()
+        return ended
+
+    def take(self, error: str | None = None) -> RequestUpdate:
+        """What the request gained since the last call."""
+        parts = tuple(update for completion in self.completions if (update := completion.take()) is not None)
+        prompt_logprobs = None
+        if (
+            len(self._prompt_logprobs) == len(self.request.prompt_token_ids)
+            and self.request.params.prompt_logprobs is not None
+        ):
+            prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
+        return RequestUpdate(
+            request_id=self.request.request_id,
+            sequences=parts,
+            finished=self.finished,
+            prompt_logprobs=prompt_logprobs,
+            metrics=self._metrics() if self.finished else None,
+            error=error,
+        )
+
+    def end(self, reason: FinishReason) -> None:
+        """End every completion that still runs."""
+        for completion in self.completions:
+            if completion.finish_reason is None:
+                completion.finish(reason)
+
+    # ---------------------------------------------------------------------------------------------------- details
+
+    def _prompt_positions(self, chunk: Chunk) -> range:
+        """Positions of the chunk whose successor is a prompt token with a logprob still to come."""
+        if self.request.params.prompt_logprobs is None or not self._prompt_logprobs:
+            return range(0)
+        # A preempted prompt is computed again; what it reported already is not reported twice.
+        start = max(chunk.start, len(self._prompt_logprobs) - 1)
+        return range(start, min(chunk.start + chunk.count, len(self.request.prompt_token_ids) - 1))
+
+    def _spec(self, sequence: RunningSequence, position: int, target: int = -1) -> RowSpec:
+        return RowSpec(self._sampling[sequence.index], sequence.output_token_ids, position, target)
+
+    def _logprobs(self, outputs: SamplerOutputs, row: int, token: int, top: int) -> TokenLogprobs:
+        """Logprobs of one row: `token`, chosen or given, and the `top` most likely ones."""
+        text = self._tokenizer.token_text
+        # The sampler reports them whenever a row of the step asked for any, so they are there.
+        logprobs, ranks = np.asarray(outputs.logprobs), np.asarray(outputs.ranks)
+        chosen = Logprob(float(logprobs[row]), int(ranks[row]), text(token))
+        if top == 0:
+            return TokenLogprobs(token, chosen)
+        ids, values = np.asarray(outputs.top_ids)[row, :top], np.asarray(outputs.top_logprobs)[row, :top]
+        best = tuple(
+            (int(other), Logprob(float(value), rank, text(int(other))))
+            for rank, (other, value) in enumerate(zip(ids, values, strict=True), start=1)
+        )
+        return TokenLogprobs(token, chosen, best)
+
+    def _metrics(self) -> RequestMetrics:
+        sequences = self.scheduled.sequences
+        return RequestMetrics(
+            arrival_time=self.request.arrival_time,
+            first_scheduled_time=self._first_scheduled,
+            first_token_time=self._first_token,
+            finished_time=time.time(),
+            num_cached_tokens=sequences[0].num_cached_tokens,
+            num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
+        )

@@ -1,0 +1,155 @@
+"""From a plan of plain integers to sampled tokens: pack, stage, run the compiled step, download.
+
+The runner owns everything on the device: weights, KV cache, compiled steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.backend import AttentionMetadata, Bucket, Device, KVCache, Step, StepInputs
+from octavo.backend.tree import tree_map
+from octavo.models.config import DecoderConfig
+from octavo.models.decoder import DecoderWeights, forward
+from octavo.planning import CachePlan
+from octavo.sampling.batch import RowSpec, build_inputs
+from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
+from octavo.sampling.sampler import sample
+from octavo.scheduling import Chunk, Plan
+
+Int32Array = NDArray[np.int32]
+
+SMALLEST_BUCKET = 8
+"""Least size a static dimension is padded to: below it, padding costs less than one more compilation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRow:
+    """A token of the step whose logits are wanted, and how they are sampled.
+
+    token: index into the step's tokens.
+    """
+
+    token: int
+    spec: RowSpec
+
+
+class Runner:
+    """Runs steps of one model on one device."""
+
+    def __init__(self, device: Device, model: DecoderConfig, weights: DecoderWeights, cache: CachePlan) -> None:
+        self._device = device
+        self._model = model
+        self._weights = weights
+        self._block_size = cache.layout.block_size
+        self._kv: KVCache = device.allocate_kv(cache.layout, cache.num_blocks)
+        capabilities = device.info.capabilities
+        self._static = capabilities.static_shapes
+        self._captures = capabilities.graph_capture
+        self._steps: dict[Bucket, Step] = {}
+
+    @property
+    def num_compiled_steps(self) -> int:
+        return len(self._steps)
+
+    def run(self, plan: Plan, rows: Sequence[LogitRow]) -> SamplerOutputs:
+        """Run one step; the outputs are NumPy arrays [rows]. `rows` is in the order the caller wants them back."""
+        if plan.copies:
+            self._copy(plan.copies)
+        decode_only = plan.num_decodes == len(plan.chunks)
+        pad = self._static or (self._captures and decode_only)
+        # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
+        num_rows = _size(max(1, len(rows)), pad)
+        sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
+        token_ids, attention = self._pack(plan.chunks, decode_only, pad)
+        inputs = StepInputs(token_ids, _padded([row.token for row in rows], num_rows), attention, sampling=sampling)
+        step = self._step(self._bucket(inputs, pad, features), features)
+        outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
+        return tree_map(lambda array: self._device.download(array)[: len(rows)], cast(SamplerOutputs, outputs))
+
+    def alive(self) -> bool:
+        """Whether the device still answers: a round trip of one number."""
+        sent = np.ones(1, np.int32)
+        try:
+            return bool((self._device.download(self._device.upload(sent)) == sent).all())
+        except Exception:  # whatever it is, it is no answer
+            return False
+
+    # ---------------------------------------------------------------------------------------------------- details
+
+    def _bucket(self, inputs: StepInputs, pad: bool, features: SamplerFeatures) -> Bucket:
+        meta = inputs.attention
+        if not pad:
+            return Bucket(0, 0, 0, 0, meta.decode_only, features)
+        sequences, blocks = meta.block_tables.shape
+        return Bucket(len(inputs.token_ids), sequences, blocks, len(inputs.logit_rows), meta.decode_only, features)
+
+    def _step(self, bucket: Bucket, features: SamplerFeatures) -> Step:
+        if bucket not in self._steps:
+            self._steps[bucket] = self._device.compile(self._make_step(features), bucket)
+        return self._steps[bucket]
+
+    def _make_step(self, features: SamplerFeatures) -> Step:
+        ops, collectives, model = self._device.ops, self._device.collectives, self._model
+
+        def step(weights: DecoderWeights, kv: KVCache, inputs: StepInputs) -> tuple[SamplerOutputs, KVCache]:
+            logits, kv = forward(model, ops, collectives, weights, kv, inputs)
+            return sample(ops, logits, inputs.sampling, features), kv
+
+        return step
+
+    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        pairs = np.zeros((2, _size(len(copies), self._static)), np.int32)  # padding copies the null block onto itself
+        pairs[:, : len(copies)] = np.asarray(copies, np.int32).T
+        source, target = (self._device.upload(np.ascontiguousarray(side)) for side in pairs)
+        self._kv = self._device.ops.copy_blocks(self._kv, source, target)
+
+    def _pack(self, chunks: Sequence[Chunk], decode_only: bool, pad: bool) -> tuple[Int32Array, AttentionMetadata]:
+        """Token ids [tokens], and where they stand."""
+        block_size = self._block_size
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        sequences: list[int] = []
+        starts = [0]
+        for index, chunk in enumerate(chunks):
+            blocks = chunk.sequence.block_table.blocks
+            span = range(chunk.start, chunk.start + chunk.count)
+            token_ids.extend(chunk.sequence.token_ids[span.start : span.stop])
+            positions.extend(span)
+            slots.extend([blocks[position // block_size] * block_size + position % block_size for position in span])
+            sequences.extend([index] * chunk.count)
+            starts.append(starts[-1] + chunk.count)
+        lengths = [chunk.start + chunk.count for chunk in chunks]
+        # Blocks allocated ahead are left out of the tables: the step looks at those up to its context only.
+        widths = [-(-length // block_size) for length in lengths]
+        rows, tokens = _size(len(chunks), pad), _size(len(token_ids), pad)
+        tables = np.zeros((rows, _size(max(widths), pad)), np.int32)
+        for index, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
+            tables[index, :width] = chunk.sequence.block_table.blocks[:width]
+        attention = AttentionMetadata(
+            positions=_padded(positions, tokens),
+            slots=_padded(slots, tokens),
+            sequences=_padded(sequences, tokens),
+            query_starts=_padded(starts, rows + 1, fill=starts[-1]),
+            context_lengths=_padded(lengths, rows),
+            block_tables=tables,
+            decode_only=decode_only,
+        )
+        return _padded(token_ids, tokens), attention
+
+
+def _size(size: int, pad: bool) -> int:
+    """The size itself, or padded to the next bucket: a power of two."""
+    return max(SMALLEST_BUCKET, 1 << (size - 1).bit_length()) if pad else size
+
+
+def _padded(values: Sequence[int], size: int, fill: int = 0) -> Int32Array:
+    array = np.full(size, fill, np.int32)
+    array[: len(values)] = values
+    return array

@@ -1,0 +1,158 @@
+"""From the rows of a step to the arrays the sampler reads. NumPy on the host, a few microseconds a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.sampling.edits import LogitEdits
+from octavo.sampling.inputs import CANDIDATES, SamplerFeatures, SamplingInputs, Truncation
+from octavo.sampling.params import MAX_LOGPROBS, SamplingParams
+
+_LOGPROB_BUCKETS = (0, 5, MAX_LOGPROBS)
+_SMALLEST_EDITS = 8  # width of the edit arrays; it grows by factors of 4, so that few shapes are compiled
+# A temperature below this is greedy: the softmax of any two different logits is then 1 and 0 in float32.
+_LOWEST_TEMPERATURE = 1e-5
+_HIGHEST_TEMPERATURE = 1e30
+_PADDING = (0.0, 1.0, 0.0, 0, 0)
+_SCALARS = np.dtype(
+    [("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4"), ("seed", "i4")], align=True
+)
+
+
+class SequenceSampling:
+    """What the sampler needs of one sequence, worked out once. Owned by the sequence, fed by `build_inputs`.
+
+    seed: int32, from `derive_seed`. end_token_ids: end-of-sequence and stop tokens, which min_tokens holds
+    back (none of them where nothing ends the sequence, that is, with `ignore_eos` and no stop_token_ids).
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        seed: int,
+        end_token_ids: Iterable[int] = (),
+        *,
+        vocab_size: int,
+    ) -> None:
+        self.params = params
+        temperature = min(params.temperature, _HIGHEST_TEMPERATURE)
+        self.random = temperature >= _LOWEST_TEMPERATURE
+        self.scalars = (
+            temperature if self.random else 0.0,
+            params.top_p,
+            params.min_p,
+            min(params.top_k, vocab_size) if params.top_k > 0 else vocab_size,
+            seed,
+        )
+        edits = LogitEdits(params, prompt_token_ids, end_token_ids, vocab_size)
+        self.edits = edits if edits.in_use else None
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """One row of logits.
+
+    position: of the token to be chosen, counted from the start of the prompt; with the seed it keys the draw.
+    target: for prompt logprobs, the token that stands at that position; such a row reports and does not draw.
+    mask_bits: int32 [ceil(vocabulary / 32)], the tokens a grammar allows; see `SamplingInputs`.
+    """
+
+    sampling: SequenceSampling
+    output_token_ids: Sequence[int]
+    position: int
+    target: int = -1
+    mask_bits: NDArray[np.int32] | None = None
+
+
+def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tuple[SamplingInputs, SamplerFeatures]:
+    """Arrays of num_rows rows (the bucket; at least len(rows)), the rest padded with greedy rows, and their
+    features.
+    """
+    scalars = [_PADDING if row.target >= 0 else row.sampling.scalars for row in rows]
+    scalars += [_PADDING] * (num_rows - len(rows))
+    table = np.array(scalars, _SCALARS)
+    top_k = table["top_k"]
+    top_k[top_k == 0] = vocab_size
+    positions = np.zeros(num_rows, np.int32)
+    positions[: len(rows)] = [row.position for row in rows]
+    targets = np.full(num_rows, -1, np.int32)
+    targets[: len(rows)] = [row.target for row in rows]
+
+    edit_ids, edit_values = _edits(rows, num_rows)
+    mask_bits = _masks(rows, num_rows, vocab_size)
+    random = bool((table["temperature"] > 0).any())
+    features = SamplerFeatures(
+        random=random,
+        truncation=_truncation(table, vocab_size) if random else Truncation.NONE,
+        edits=edit_ids is not None,
+        mask=mask_bits is not None,
+        logprobs=_logprobs(rows),
+    )
+    inputs = SamplingInputs(
+        temperatures=np.ascontiguousarray(table["temperature"]),
+        top_k=np.ascontiguousarray(top_k),
+        top_p=np.ascontiguousarray(table["top_p"]),
+        min_p=np.ascontiguousarray(table["min_p"]),
+        seeds=np.ascontiguousarray(table["seed"]),
+        positions=positions,
+        targets=targets,
+        edit_ids=edit_ids,
+        edit_bias=None if edit_values is None else edit_values[0],
+        edit_repetition=None if edit_values is None else edit_values[1],
+        edit_penalty=None if edit_values is None else edit_values[2],
+        mask_bits=mask_bits,
+    )
+    return inputs, features
+
+
+def _truncation(table: NDArray[np.void], vocab_size: int) -> Truncation:
+    drawn = table[table["temperature"] > 0]
+    if drawn["top_k"].max() <= CANDIDATES:
+        return Truncation.CANDIDATES
+    if drawn["top_k"].min() < vocab_size:
+        return Truncation.FULL
+    if drawn["top_p"].min() < 1.0:
+        return Truncation.NUCLEUS
+    return Truncation.FLOOR if drawn["min_p"].max() > 0.0 else Truncation.NONE
+
+
+def _edits(rows: Sequence[RowSpec], num_rows: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
+    editing = []
+    for index, row in enumerate(rows):
+        if (edits := row.sampling.edits) is not None and row.target < 0:
+            edits.record(row.output_token_ids)
+            if edits.size:
+                editing.append((index, edits))
+    if not editing:
+        return None, None
+    most = max(edits.size for _, edits in editing)
+    width = _SMALLEST_EDITS
+    while width < most:
+        width *= 4
+    ids = np.zeros((num_rows, width), np.int32)
+    values = np.zeros((3, num_rows, width), np.float32)
+    values[1] = 1.0
+    for index, edits in editing:
+        edits.write(ids[index], values[:, index])
+    return ids, values
+
+
+def _masks(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> NDArray[np.int32] | None:
+    if all(row.mask_bits is None for row in rows):
+        return None
+    bits = np.full((num_rows, -(-vocab_size // 32)), -1, np.int32)
+    for index, row in enumerate(rows):
+        if row.mask_bits is not None:
+            bits[index] = row.mask_bits
+    return bits
+
+
+def _logprobs(rows: Sequence[RowSpec]) -> int | None:
+    wanted = [row.sampling.params.logprobs if row.target < 0 else row.sampling.params.prompt_logprobs for row in rows]
+    most = max((count for count in wanted if count is not None), default=None)
+    return None if most is None else next(bucket for bucket in _LOGPROB_BUCKETS if bucket >= most)

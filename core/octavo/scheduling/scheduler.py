@@ -1,0 +1,369 @@
+"""Continuous batching: every step, which sequences compute which of their tokens.
+
+Iteration-level scheduling (Orca, Yu et al. 2022) over paged memory (PagedAttention, Kwon et al. 2023) with
+chunked prefill (Sarathi-Serve, Agrawal et al. 2024).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import abc
+from dataclasses import dataclass, field
+
+from octavo.cache import BlockManager
+from octavo.cache.integrity import require
+from octavo.errors import ConfigError, InvalidRequestError, QueueFullError
+from octavo.scheduling.errors import RequestTooLargeError
+from octavo.scheduling.plan import Chunk, Plan
+from octavo.scheduling.ranked_queue import RankedQueue
+from octavo.scheduling.request import FinishReason, Request, Sequence, Status
+
+HEADROOM_DIVISOR = 16
+"""The blocks kept free for running sequences to grow are at most this part of the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits of a step and of the queue.
+
+    max_num_seqs: sequences running at once. max_num_batched_tokens: tokens in one step; at least
+    max_num_seqs, so that every running sequence can decode in every step. max_model_len: tokens of one
+    sequence, prompt and output. max_waiting: sequences in the queue. Raises ConfigError for limits that no
+    step could keep.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_waiting: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_model_len", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}.")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; with max_num_seqs "
+                f"{self.max_num_seqs} it must be at least {self.max_num_seqs}, "
+                "one token for each running sequence."
+            )
+
+
+class Scheduler:
+    """Owns the requests: the waiting sequences and the running ones, both ordered by (priority, arrival).
+
+    The rules, in the order in which a step applies them:
+
+    1. Every running sequence that is one token behind decodes. The rest of the token budget goes to running
+       prefills, best ranked first, in chunks; what is left then admits waiting sequences.
+    2. A running sequence that cannot get a block preempts the worst-ranked running one, itself last of all. A
+       preempted sequence keeps its tokens, goes back to the queue and is recomputed, from the prefix cache
+       where that still has it.
+    3. Waiting sequences are admitted strictly in order, and never preempt: one that ranks before a running
+       sequence waits until there is room. Nobody is admitted in a step that preempted.
+    4. Admission needs room for all tokens known so far, for what running prefills still need, and a headroom
+       of one block for every running sequence (at most a sixteenth of the pool), so that a newcomer is not
+       preempted at once. With nothing running it needs none of that: a lone request is always admitted.
+
+    Running sequences are planned in order of rank, so the best-ranked one always gets its blocks, a planned
+    sequence is never preempted by a later one, and every admitted request finishes (as long as nobody runs
+    past max_tokens).
+
+    A step is `plan = schedule()`, then `advance(chunk, tokens)` for each chunk, then `finish` for those that
+    are done. All chunks are advanced, or their sequences finished, before the next `schedule`. The cost of a
+    step is a few microseconds a running sequence; nothing depends on the lengths of contexts. `clock` gives
+    seconds for `first_scheduled_time`.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, blocks: BlockManager, clock: abc.Callable[[], float] = time.time
+    ) -> None:
+        self.config = config
+        self.blocks = blocks
+        self._clock = clock
+        self._requests: dict[str, Request] = {}
+        self._waiting = RankedQueue()
+        self._running = RankedQueue()
+        self._num_added = 0
+        self._num_seats = 0
+        """Of max_num_seqs: one for each running sequence, and for each sibling that will fork from one."""
+        self._stalled: Sequence | None = None
+        """Head of the queue that had no room. It is not tried again (a walk over its prompt at every step)
+        before something was freed, or prefilled and so perhaps shared: decodes alone only take room away.
+        """
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        """Running sequences."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue; a request that was never run counts once."""
+        return len(self._waiting)
+
+    def add(self, request: Request) -> None:
+        """Queue a new request.
+
+        Raises QueueFullError when the queue is at its cap, RequestTooLargeError when the request could never
+        run here, and InvalidRequestError when its id is in use.
+        """
+        if request.request_id in self._requests:
+            raise InvalidRequestError(
+                f"A request with the id {request.request_id!r} is running already.", param="request_id"
+            )
+        self._check_size(request)
+        if len(self._waiting) >= self.config.max_waiting:
+            raise QueueFullError(
+                f"{len(self._waiting)} requests are waiting, and max_waiting is {self.config.max_waiting}; "
+                "try again later."
+            )
+        self._num_added += 1
+        for sequence in request.sequences:
+            sequence.rank = (request.priority, request.arrival_time, self._num_added, sequence.index)
+            sequence.block_table = self.blocks.table(sequence.token_ids, request.cache_salt, request.adapter)
+        self._requests[request.request_id] = request
+        self._waiting.add(request.sequences[0])
+
+    def abort(self, request_id: str) -> bool:
+        """Finish whatever is left of a request, wherever it is. False when there is no such request (any
+        more).
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        for sequence in request.sequences:
+            self.finish(sequence, FinishReason.ABORT)
+        return True
+
+    def schedule(self) -> Plan:
+        """The next step. Empty only when there is no work."""
+        draft = _Draft(self.config.max_num_batched_tokens)
+        self._continue_running(draft)
+        if not draft.preempted:
+            self._admit_waiting(draft)
+        self.blocks.settle()
+        return draft.plan()
+
+    def advance(self, chunk: Chunk, token_ids: abc.Sequence[int]) -> tuple[Sequence, ...]:
+        """Record that a chunk was computed and what was sampled from it; returns who received a token, in
+        order.
+
+        token_ids: `chunk.samples` of them. Where that is n > 1 the siblings are forked here, and take one
+        each. A sequence that was finished since the plan receives nothing. Raises ValueError for a wrong
+        number of tokens or an outdated chunk.
+        """
+        sequence = chunk.sequence
+        if sequence.is_finished:
+            return ()
+        if len(token_ids) != chunk.samples:
+            raise ValueError(f"{chunk.samples} tokens were to be sampled for {sequence!r}, and {len(token_ids)} came.")
+        if sequence.status is not Status.RUNNING or chunk.start != sequence.num_computed_tokens:
+            raise ValueError(f"The chunk at {chunk.start} of {sequence!r} belongs to an earlier plan.")
+        self.blocks.computed(sequence.block_table, chunk.start + chunk.count)
+        if chunk.count > 1:
+            self._stalled = None
+        if chunk.samples == 0:
+            return ()
+        if sequence.request.forked:
+            sequence.token_ids.append(token_ids[0])
+            return (sequence,)
+        return self._fork(sequence.request, token_ids)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Take a sequence out and free its blocks; nothing happens to one that is finished.
+
+        When sequence 0 ends before its siblings were forked, they end with it.
+        """
+        if sequence.is_finished:
+            return
+        request = sequence.request
+        if sequence.status is Status.RUNNING:
+            self._leave(sequence)
+        elif sequence.status is Status.WAITING:
+            self._waiting.remove(sequence)
+        self._stalled = None
+        ending = request.sequences if sequence.index == 0 and not request.forked else (sequence,)
+        for each in ending:
+            if not each.is_finished:
+                each.status = Status.FINISHED
+                each.finish_reason = reason
+        if request.is_finished:
+            del self._requests[request.request_id]
+
+    def _check_size(self, request: Request) -> None:
+        config, prompt = self.config, len(request.prompt_token_ids)
+        if request.n > config.max_num_seqs:
+            raise RequestTooLargeError(
+                f"n is {request.n}; at most {config.max_num_seqs} sequences run at a time (max_num_seqs).",
+                param="n",
+            )
+        # The last token is sampled and never computed, so it takes no slot.
+        largest = min(config.max_model_len, self.blocks.capacity + 1)
+        if prompt + request.max_tokens > largest:
+            limit = "max_model_len" if largest == config.max_model_len else "the KV cache"
+            raise RequestTooLargeError(
+                f"The prompt has {prompt} tokens and max_tokens is {request.max_tokens}, together "
+                f"{prompt + request.max_tokens}; {limit} allows {largest}.",
+                param="max_tokens" if prompt < largest else "prompt",
+                code="context_length_exceeded",
+            )
+
+    def _continue_running(self, draft: _Draft) -> None:
+        running = self._running.items
+        behind = [len(sequence.token_ids) - sequence.block_table.num_computed for sequence in running]
+        draft.budget -= behind.count(1)
+        position = 0
+        while position < len(running):  # shrinks at its end where a sequence preempts
+            sequence, missing = running[position], behind[position]
+            position += 1
+            if missing == 1:
+                self._plan_running(draft, sequence, 1)
+                continue
+            count = min(missing, draft.budget)
+            if count == 0 or self._plan_running(draft, sequence, count):
+                draft.budget -= count
+                draft.promised += self.blocks.missing_blocks(sequence.block_table, len(sequence.token_ids))
+
+    def _plan_running(self, draft: _Draft, sequence: Sequence, count: int) -> bool:
+        """Plan `count` tokens of a running sequence, preempting as it must. False when it had to preempt
+        itself.
+        """
+        table = sequence.block_table
+        end = table.num_computed + count
+        copies = self.blocks.allocate(table, end)
+        while copies is None:
+            victim = self._running.items[-1]
+            self._preempt(victim)
+            draft.preempted.append(victim)
+            if victim is sequence:
+                return False
+            copies = self.blocks.allocate(table, end)
+        if copies:
+            draft.copies.extend(copies)
+        draft.add(sequence, count)
+        return True
+
+    def _admit_waiting(self, draft: _Draft) -> None:
+        waiting = self._waiting.items
+        while waiting and draft.budget > 0:
+            sequence = waiting[0]
+            if sequence is self._stalled or self._num_seats + sequence.num_samples > self.config.max_num_seqs:
+                return
+            cached = self._begin(sequence, draft)
+            if cached is None:
+                self._stalled = sequence
+                return
+            if sequence.first_scheduled_time is None:
+                sequence.first_scheduled_time = self._clock()
+                sequence.num_cached_tokens = cached
+            self._waiting.remove(sequence)
+            self._running.add(sequence)
+            self._num_seats += sequence.num_samples
+            sequence.status = Status.RUNNING
+            count = min(len(sequence.token_ids) - cached, draft.budget)
+            draft.budget -= count
+            self._plan_running(draft, sequence, count)  # has its blocks: begin saw to that
+
+    def _begin(self, sequence: Sequence, draft: _Draft) -> int | None:
+        spare = 0
+        if self._running.items:
+            headroom = min(self._num_seats, self.blocks.total_blocks // HEADROOM_DIVISOR)
+            spare = headroom + draft.promised
+        return self.blocks.begin(sequence.block_table, spare, sequence.request.read_prefix_cache)
+
+    def _fork(self, request: Request, token_ids: abc.Sequence[int]) -> tuple[Sequence, ...]:
+        """Let every sibling go on from the prompt with a token of its own; a pending one that was finished
+        drops its token.
+        """
+        first = request.sequences[0]
+        self._num_seats -= request.n - 1
+        request.forked = True
+        received = [first]
+        for sibling in request.sequences[1:]:
+            if sibling.is_finished:
+                continue
+            sibling.block_table = self.blocks.fork(first.block_table, sibling.token_ids)
+            sibling.num_cached_tokens = first.num_cached_tokens
+            sibling.first_scheduled_time = first.first_scheduled_time
+            sibling.status = Status.RUNNING
+            self._running.add(sibling)
+            self._num_seats += 1
+            received.append(sibling)
+        for sequence in received:
+            sequence.token_ids.append(token_ids[sequence.index])
+        return tuple(received)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self._waiting.add(sequence)
+        self._stalled = None
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._num_seats -= sequence.num_samples
+        self.blocks.free(sequence.block_table)
+
+    def check_integrity(self) -> None:
+        """Raise `IntegrityError` naming the fact unless every invariant of queues, requests and blocks
+        holds.
+        """
+        config, running, waiting = self.config, self._running.items, self._waiting.items
+        require(self._running.is_sorted() and self._waiting.is_sorted(), "A queue is out of order.")
+        require(
+            all(sequence.status is Status.RUNNING for sequence in running),
+            "A running sequence says it is not.",
+        )
+        require(
+            all(sequence.status is Status.WAITING for sequence in waiting),
+            "A waiting sequence says it is not.",
+        )
+        seats = sum(sequence.num_samples for sequence in running)
+        require(self._num_seats == seats, f"{self._num_seats} sequences are counted as running, but {seats} are.")
+        require(seats <= config.max_num_seqs, f"{seats} sequences run, and max_num_seqs is {config.max_num_seqs}.")
+        alive = {s for request in self._requests.values() for s in request.sequences if not s.is_finished}
+        queued = {s for s in alive if s.status is not Status.PENDING}
+        require(
+            queued == {*running, *waiting},
+            "A sequence is in a queue without a request, or the other way round.",
+        )
+        for sequence in alive - queued:
+            require(not sequence.request.forked, f"{sequence!r} waits for a fork that happened.")
+        for request_id, request in self._requests.items():
+            require(not request.is_finished, f"Request {request_id} is finished and still known.")
+        for sequence in running:
+            require(
+                sequence.num_computed_tokens < len(sequence.token_ids),
+                f"{sequence!r} has nothing left to compute.",
+            )
+        self.blocks.check_integrity(sequence.block_table for sequence in running)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan being made. budget: tokens left for prefills. promised: blocks that running prefills still
+    need after this step.
+    """
+
+    budget: int
+    promised: int = 0
+    decodes: list[Chunk] = field(default_factory=list)
+    prefills: list[Chunk] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, count: int) -> None:
+        start = sequence.block_table.num_computed
+        samples = sequence.num_samples if start + count == len(sequence.token_ids) else 0
+        (self.decodes if count == 1 else self.prefills).append(Chunk(sequence, start, count, samples))
+
+    def plan(self) -> Plan:
+        num_tokens = len(self.decodes) + sum(chunk.count for chunk in self.prefills)
+        chunks = (*self.decodes, *self.prefills)
+        return Plan(chunks, tuple(self.copies), tuple(self.preempted), num_tokens, len(self.decodes))

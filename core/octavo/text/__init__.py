@@ -1,0 +1,6 @@
+"""Token ids to text, one token at a time: incremental detokenization and stop strings."""
+
+from octavo.text.detokenizer import Detokenizer
+from octavo.text.stop import StopChecker
+
+__all__ = ["Detokenizer", "StopChecker"]

@@ -1,0 +1,99 @@
+"""Incremental detokenization of one sequence.
+
+A token's text depends on its neighbours: a character's bytes may be spread over tokens, and some decoders
+drop the space at the start. So a short window of tokens is decoded at each step, a context whose text is
+known followed by the new tokens, and what goes beyond the context's text is new. It is shown once it ends in
+a whole character. (The method is the one of Hugging Face TGI and vLLM; `tokenizers`' own DecodeStream raises
+where a prefix decodes differently in a longer sequence, and cannot give out an unfinished end.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from octavo.text.stop import StopChecker
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_REPLACEMENT = "\ufffd"  # what unfinished and invalid bytes decode to
+# A character has at most 4 bytes. A longer run that completes none is not text; the bound keeps a step's cost
+# constant.
+_LONGEST_WAIT = 32
+_CONTEXT = 6  # prompt tokens that come before the first output token
+
+
+class Detokenizer:
+    """Text of one sequence, token by token, cut at the first stop string.
+
+    tokenizer: a `tokenizers.Tokenizer`. stop: strings that end the text and are not part of it.
+    prompt_token_ids: what came before, so that the first token keeps its leading space; without it the text
+    is that of the output decoded on its own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        skip_special_tokens: bool = True,
+        prompt_token_ids: Sequence[int] = (),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._checker = StopChecker(stop)
+        self._may_stop = True
+        self._context: list[int] = []
+        self._context_text = ""
+        self._waiting: list[int] = []
+        self._ready: list[str] = []
+        if tail := list(prompt_token_ids[-_CONTEXT:]):
+            text = self._decode(tail)
+            if not text.endswith(_REPLACEMENT):  # an unfinished character is no boundary to start from
+                self._context, self._context_text = tail, text
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text, or None."""
+        return self._checker.matched
+
+    def append(self, token_id: int, *, may_stop: bool = True) -> None:
+        """Take in the next token.
+
+        may_stop: False where a stop string that this token completes is ordinary text, as before min_tokens.
+        Once stopped, tokens are ignored.
+        """
+        if self.stopped is not None:
+            return
+        self._may_stop = may_stop
+        self._waiting.append(token_id)
+        window = self._decode(self._context + self._waiting)
+        new = window[len(self._context_text) :]
+        if not new:
+            if len(self._waiting) > _LONGEST_WAIT:  # special tokens without end: they add nothing to the window
+                self._waiting.clear()
+            return
+        if new.endswith(_REPLACEMENT) and len(self._waiting) <= _LONGEST_WAIT:
+            return
+        self._emit(new)
+
+    def take_text(self) -> str:
+        """The text that became safe to show since the last call: whole characters, no part of a stop."""
+        text = "".join(self._ready)
+        self._ready.clear()
+        return text
+
+    def flush(self) -> None:
+        """The sequence has ended: what was held back becomes ready too."""
+        if self._waiting and self.stopped is None:
+            self._emit(self._decode(self._context + self._waiting)[len(self._context_text) :])
+        self._ready.append(self._checker.flush())
+
+    def _emit(self, new: str) -> None:
+        self._ready.append(self._checker.push(new, active=self._may_stop))
+        self._context, self._waiting = self._waiting, []
+        self._context_text = self._decode(self._context)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens))

@@ -1,0 +1,1 @@
+"""The OpenAI API: what is asked, and what is answered."""

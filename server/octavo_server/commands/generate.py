@@ -1,0 +1,105 @@
+"""`octavo generate MODEL --prompt TEXT`"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo_server.options import OptionGroups, engine_options, settings_from
+
+if TYPE_CHECKING:
+    from octavo.engine import Engine
+    from octavo.processor import EngineRequest
+
+
+@click.command(cls=OptionGroups)
+@click.argument("model", required=False)
+@click.option("--prompt", required=True, help="The text to complete, or with --chat to answer.")
+@click.option("--chat", is_flag=True, help="Send the prompt as a user's message through the model's chat template.")
+@click.option("--system", help="With --chat: the system message.")
+@click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest tokens up to this sum.",
+)
+@click.option("--top-k", type=int, default=-1, show_default=True, help="Sample from this many tokens; -1 is all.")
+@click.option("--stop", multiple=True, help="End before this text, repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text as it comes.")
+@engine_options
+def generate(
+    model: str | None,
+    prompt: str,
+    chat: bool,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    stop: tuple[str, ...],
+    as_json: bool,
+    config: Path | None,
+    **given: Any,
+) -> None:
+    """Complete a prompt with MODEL in this process, without a server.
+
+    With a temperature, the same --seed gives the same answer.
+    """
+    from octavo.engine import Engine
+    from octavo.errors import ConfigError
+    from octavo.sampling.params import SamplingParams
+    from octavo_server.progress import LoadingProgress
+
+    if system is not None and not chat:
+        raise ConfigError("--system needs --chat: a plain completion has no system message.")
+    # Before the model loads: a wrong value should not cost the wait.
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop, logprobs=None
+    )
+    settings = settings_from(model, config, given)
+    with LoadingProgress() as progress:
+        engine = Engine.from_config(settings.engine_config(), progress)
+    if chat:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        request = engine.processor.process_chat("generate", [*messages, {"role": "user", "content": prompt}], params)
+    else:
+        request = engine.processor.process("generate", prompt, params)
+    result = _run(engine, request, stream=not as_json)
+    if as_json:
+        click.echo(json.dumps({"model": settings.model, "prompt": prompt, **result}, indent=2))
+
+
+def _run(engine: Engine, request: EngineRequest, stream: bool) -> dict[str, object]:
+    """Run one request to its end. Raises click.ClickException when it fails inside the engine."""
+    started = time.monotonic()
+    text: list[str] = []
+    tokens: list[int] = []
+    finish_reason: str | None = None
+    engine.add(request)
+    while engine.has_work:
+        for update in engine.step():
+            if update.error is not None:
+                raise click.ClickException(update.error)
+            for sequence in update.sequences:
+                text.append(sequence.text)
+                tokens += sequence.token_ids
+                finish_reason = sequence.finish_reason or finish_reason
+                if stream:
+                    click.echo(sequence.text, nl=False)
+    if stream:
+        click.echo()
+    return {
+        "text": "".join(text),
+        "token_ids": tokens,
+        "finish_reason": finish_reason,
+        "prompt_tokens": len(request.prompt_token_ids),
+        "completion_tokens": len(tokens),
+        "seconds": round(time.monotonic() - started, 3),
+    }

@@ -1,0 +1,1 @@
+"""HTTP without a word about models: limits, keys, errors, event streams."""

@@ -1,0 +1,71 @@
+"""A request that makes a step fail ends alone; a device that is lost ends the engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.engine import Engine, EngineDeadError
+from octavo.outputs import RequestUpdate
+
+FAULTY = Path(__file__).parents[1] / "fixtures" / "faulty_backend"
+POISON, DEATH = 42042, 43043  # as the plugin has them
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.syspath_prepend(str(FAULTY))
+    yield LLM("demo", backend="faulty", max_model_len=64, max_num_seqs=8, check_integrity=True).engine
+    sys.modules.pop("octavo_faulty", None)
+
+
+def _run(engine: Engine) -> dict[str, RequestUpdate]:
+    """The last update of each request."""
+    last = {}
+    while engine.has_work:
+        for update in engine.step():
+            if update.finished:
+                last[update.request_id] = update
+    return last
+
+
+def test_only_the_request_that_makes_a_step_fail_ends_with_an_error(engine: Engine) -> None:
+    for name, prompt in {"before": [1, 2, 3], "poison": [4, POISON, 5], "after": [6, 7]}.items():
+        engine.add(engine.processor.process(name, prompt, GREEDY))
+    last = _run(engine)
+    assert last["poison"].error is not None
+    assert "poisoned" in last["poison"].error
+    assert [part.finish_reason for part in last["poison"].sequences] == ["error"]
+    for name in ("before", "after"):
+        assert last[name].error is None
+        assert last[name].sequences[0].finish_reason == "length"
+    assert engine.stats().kv_used_slots == 0
+
+
+def test_failing_requests_one_after_another_do_not_end_the_engine(engine: Engine) -> None:
+    for index in range(6):
+        engine.add(engine.processor.process(f"poison {index}", [POISON], GREEDY))
+        assert _run(engine)[f"poison {index}"].error is not None
+    engine.add(engine.processor.process("good", [1, 2], GREEDY))
+    assert _run(engine)["good"].error is None
+
+
+def test_siblings_of_a_failing_request_end_with_it(engine: Engine) -> None:
+    forced = SamplingParams(temperature=0.0, n=3, max_tokens=8, ignore_eos=True, logit_bias={POISON: 100.0})
+    engine.add(engine.processor.process("siblings", [1, 2, 3], forced))
+    engine.add(engine.processor.process("good", [1, 2, 3], GREEDY))
+    last = _run(engine)
+    assert sorted(part.index for part in last["siblings"].sequences) == [0, 1, 2]
+    assert {part.finish_reason for part in last["siblings"].sequences} == {"error"}
+    assert last["good"].error is None
+
+
+def test_a_lost_device_ends_the_engine_with_the_reason(engine: Engine) -> None:
+    engine.add(engine.processor.process("last", [1, DEATH], GREEDY))
+    with pytest.raises(EngineDeadError, match="fell off the bus"):
+        _run(engine)

@@ -1,0 +1,157 @@
+"""Loading: what is checked before anything is loaded, and tensor parallelism as data."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+
+from octavo.backend import Collectives, DeviceConfig, DType, KVLayout, StepInputs
+from octavo.errors import ModelError
+from octavo.models.checkpoint import open_checkpoint
+from octavo.models.config import DecoderConfig
+from octavo.models.decoder import forward
+from octavo.models.resolve import resolve_model
+from octavo.models.weights import load_weights, parameter_count
+from octavo.reference.device import ReferenceDevice
+
+CONFIG = LlamaConfig(
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=32,
+    attention_bias=True,
+    mlp_bias=True,
+)
+
+
+@pytest.fixture
+def checkpoint(make_hf_model, tmp_path):
+    make_hf_model(CONFIG).save_pretrained(tmp_path)
+    return open_checkpoint(resolve_model(str(tmp_path)))
+
+
+def load(checkpoint, device=None, **changes):
+    config = DecoderConfig.from_hf({**checkpoint.config, **changes})
+    return load_weights(config, checkpoint, device or ReferenceDevice(DeviceConfig()), DType.FLOAT32)
+
+
+def test_a_missing_tensor_is_named(checkpoint):
+    with pytest.raises(ModelError, match=r"lacks the tensor model\.layers\.2\.input_layernorm\.weight and 15 more"):
+        load(checkpoint, num_hidden_layers=3)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(checkpoint):
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight has the shape \[40, 32\] .* \[41, 32\]"):
+        load(checkpoint, vocab_size=41)
+
+
+def test_nothing_is_loaded_when_something_is_missing(checkpoint):
+    class Untouched(ReferenceDevice):
+        def load(self, tensor, dtype):
+            pytest.fail("loaded before the check")
+
+    with pytest.raises(ModelError):
+        load(checkpoint, Untouched(DeviceConfig()), num_hidden_layers=3)
+
+
+def test_tied_embeddings_are_loaded_once(checkpoint):
+    weights = load(checkpoint, tie_word_embeddings=True)
+    assert weights.head is None
+    assert load(checkpoint).head is not None
+
+
+def test_projections_are_fused_at_load(checkpoint):
+    layer = load(checkpoint).layers[0]
+    names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
+    expected = np.concatenate([checkpoint.tensors[name].read() for name in names])
+    np.testing.assert_array_equal(layer.qkv.array, expected)
+    assert layer.gate_up.array.shape == (96, 32)
+
+
+def test_progress_goes_from_nothing_to_all(checkpoint):
+    seen = []
+    config = DecoderConfig.from_hf(checkpoint.config)
+    device = ReferenceDevice(DeviceConfig())
+    load_weights(config, checkpoint, device, DType.FLOAT32, progress=lambda text, part: seen.append(part))
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)
+
+
+class ThreadCollectives(Collectives):
+    """Shards as threads of this process."""
+
+    def __init__(self, rank: int, size: int, board: list, barrier: threading.Barrier) -> None:
+        self.rank, self.size, self.board, self.barrier = rank, size, board, barrier
+
+    def all_reduce(self, x):
+        return np.sum(self._exchange(x), axis=0)
+
+    def all_gather(self, x, axis):
+        return np.concatenate(self._exchange(x), axis=axis)
+
+    def _exchange(self, x):
+        self.board[self.rank] = x
+        self.barrier.wait()
+        shares = list(self.board)
+        self.barrier.wait()
+        return shares
+
+
+class ShardDevice(ReferenceDevice):
+    def __init__(self, collectives: Collectives) -> None:
+        super().__init__(DeviceConfig())
+        self.collectives = collectives
+
+    def load(self, tensor, dtype):
+        return super().load(tensor.shard(self.collectives.rank, self.collectives.size), dtype)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shards_together_give_the_logits_of_one_device(checkpoint, open_model, size):
+    tokens = list(range(20))
+    model = open_model(checkpoint.path)
+    expected = model.step([("a", tokens)])[0]
+    inputs: list[StepInputs] = []
+    model.device.stage = lambda step: inputs.append(step) or step
+    model.step([("b", tokens)])
+
+    board, barrier = [None] * size, threading.Barrier(size, timeout=30)
+
+    def shard(rank: int):
+        device = ShardDevice(ThreadCollectives(rank, size, board, barrier))
+        config = model.config
+        weights = load_weights(config, checkpoint, device, DType.FLOAT32)
+        layout = KVLayout(config.layers, config.kv_heads // size, config.head_size, 4, DType.FLOAT32, config.windows)
+        return forward(config, device.ops, device.collectives, weights, device.allocate_kv(layout, 64), inputs[0])[0]
+
+    with ThreadPoolExecutor(size) as pool:
+        results = list(pool.map(shard, range(size)))
+    for logits in results:
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_heads_that_do_not_divide_among_the_shards_name_the_largest_number_that_fits(checkpoint):
+    device = ShardDevice(ThreadCollectives(0, 3, [None] * 3, threading.Barrier(3)))
+    with pytest.raises(ModelError, match=r"4 key/value heads do not divide among 3 shards; .* is 2"):
+        load(checkpoint, device)
+
+
+def test_fields_without_a_tensor_are_none(checkpoint):
+    layer = load(checkpoint).layers[0]
+    assert layer.q_norm is None
+    assert layer.k_norm is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parameter_count_is_that_of_transformers(make_hf_model, tied):
+    hf_config = LlamaConfig(**CONFIG.to_diff_dict() | {"tie_word_embeddings": tied})
+    model = make_hf_model(hf_config)
+    config = DecoderConfig.from_hf(model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]})
+    assert parameter_count(config) == model.num_parameters()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from octavo.sampling import (
+    RowSpec,
+    SamplerFeatures,
+    SamplingParams,
+    SequenceSampling,
+    Truncation,
+    build_inputs,
+)
+
+VOCABULARY = 1000
+
+
+def build(*params: SamplingParams, num_rows: int | None = None, **kwargs):
+    rows = [
+        RowSpec(SequenceSampling(each, [1, 2], 5, (0,), vocab_size=VOCABULARY), [3], index, **kwargs)
+        for index, each in enumerate(params)
+    ]
+    return build_inputs(rows, num_rows or len(rows), VOCABULARY)
+
+
+def test_plain_greedy_rows_need_no_feature() -> None:
+    _, features = build(SamplingParams(temperature=0.0, top_p=0.5, top_k=3, seed=1))
+    assert features == SamplerFeatures()
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [
+        ([{}], Truncation.NONE),
+        ([{"top_k": 50, "top_p": 0.5}, {"temperature": 0.0}], Truncation.CANDIDATES),
+        ([{"top_k": 50}, {}], Truncation.FULL),
+        ([{"top_k": 65}], Truncation.FULL),
+        ([{"top_k": 5000}], Truncation.NONE),
+        ([{"top_p": 0.5}, {"min_p": 0.5}], Truncation.NUCLEUS),
+        ([{"min_p": 0.5}, {}], Truncation.FLOOR),
+    ],
+)
+def test_truncation_is_as_narrow_as_the_random_rows_allow(mix: list[dict], expected: Truncation) -> None:
+    _, features = build(*(SamplingParams(**each) for each in mix))
+    assert features.truncation is expected
+
+
+def test_rows_are_padded_to_the_bucket_with_greedy_rows() -> None:
+    inputs, _ = build(SamplingParams(top_k=7, min_p=0.25, top_p=0.5), num_rows=4)
+    assert inputs.temperatures.tolist() == [1, 0, 0, 0]
+    assert inputs.top_k.tolist() == [7, VOCABULARY, VOCABULARY, VOCABULARY]
+    assert inputs.top_p.tolist() == [0.5, 1, 1, 1]
+    assert inputs.min_p.tolist() == [0.25, 0, 0, 0]
+    assert inputs.targets.tolist() == [-1] * 4
+    for array in (inputs.temperatures, inputs.top_p, inputs.min_p):
+        assert array.dtype == np.float32
+    for array in (inputs.top_k, inputs.seeds, inputs.positions, inputs.targets):
+        assert array.dtype == np.int32
+
+
+def test_the_width_of_the_edits_comes_from_few_buckets() -> None:
+    widths = set()
+    for count in range(1, 200, 7):
+        inputs, features = build(SamplingParams(logit_bias=dict.fromkeys(range(count), 1.0)))
+        assert features.edits
+        widths.add(inputs.edit_ids.shape[1])
+    assert widths == {8, 32, 128, 512}
+
+
+def test_edits_end_with_min_tokens() -> None:
+    sampling = SequenceSampling(SamplingParams(min_tokens=2), [1], 0, (9,), vocab_size=VOCABULARY)
+    edits = [build_inputs([RowSpec(sampling, [4] * n, n)], 1, VOCABULARY)[1].edits for n in range(4)]
+    assert edits == [True, True, False, False]
+
+
+def test_a_prompt_row_reports_and_draws_nothing() -> None:
+    params = SamplingParams(logit_bias={3: 1.0}, prompt_logprobs=2)
+    inputs, features = build(params, target=17)
+    assert features == SamplerFeatures(logprobs=5)
+    assert inputs.targets.tolist() == [17]
+
+
+def test_ids_beyond_the_vocabulary_are_left_out() -> None:
+    params = SamplingParams(min_tokens=3, stop_token_ids=[5000], logit_bias={2000: 1.0})
+    sampling = SequenceSampling(params, [1], 0, (5000,), vocab_size=VOCABULARY)
+    assert not build_inputs([RowSpec(sampling, [], 1)], 1, VOCABULARY)[1].edits
+
+
+def test_penalties_start_with_the_first_output_token() -> None:
+    sampling = SequenceSampling(SamplingParams(presence_penalty=1.0), [1], 0, vocab_size=VOCABULARY)
+    assert not build_inputs([RowSpec(sampling, [], 1)], 1, VOCABULARY)[1].edits
+    inputs, features = build_inputs([RowSpec(sampling, [8, 8], 3)], 1, VOCABULARY)
+    assert features.edits
+    assert inputs.edit_ids[0, 0] == 8
+    assert inputs.edit_penalty[0].tolist() == [-1.0] + [0.0] * 7
