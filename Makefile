@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= demo
+RESULTS = benchmarks/results/$(shell date -u +%F)
 PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*)
@@ -39,10 +40,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/octavo bench throughput --versus transformers
-	$(BIN)/octavo bench waste --plot benchmarks/results/waste.png
-	$(BIN)/octavo bench latency
-	$(BIN)/octavo bench startup
+	$(BIN)/octavo bench throughput demo --versus transformers --repeat 3 --output $(RESULTS)-throughput.json
+	$(BIN)/octavo bench latency demo --output $(RESULTS)-latency.json
+	$(BIN)/octavo bench waste demo --output $(RESULTS)-waste.json --plot $(RESULTS)-waste.png
+	$(BIN)/octavo bench startup demo --output $(RESULTS)-startup.json
 
 clean:
 	rm -rf $(VENV)

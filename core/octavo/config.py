@@ -59,6 +59,12 @@ class EngineConfig:
         for name in ("max_model_len", "block_size", "threads"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens} and max_num_seqs is {self.max_num_seqs}; "
+                "each running sequence gets a token in every step, so the largest max_num_seqs that fits is "
+                f"{self.max_num_batched_tokens}."
+            )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization must be greater than 0 and at most 1, and is {self.gpu_memory_utilization!r}."

@@ -60,6 +60,8 @@ class LLM:
         batch: list[Prompt] = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[list-item,arg-type]
         chosen = self._params(params, len(batch))
         ranks = list(priority) if priority is not None else [0] * len(batch)
+        if len(ranks) != len(batch):
+            raise InvalidRequestError(f"There are {len(batch)} prompts and {len(ranks)} priorities.", param="priority")
         requests = [
             self.engine.processor.process(self._next_id(), prompt, own, priority=rank)
             for prompt, own, rank in zip(batch, chosen, ranks, strict=True)
@@ -99,18 +101,25 @@ class LLM:
 
     def _run(self, requests: Sequence[EngineRequest], use_tqdm: bool | None) -> list[RequestOutput]:
         collectors = {request.request_id: OutputCollector(request) for request in requests}
+        unfinished = set(collectors)
         waiting = iter(requests)
-        unfinished = len(requests)
-        with _progress(len(requests), use_tqdm) as advance:
-            while unfinished:
-                # The queue is bounded, so a long list is fed as the engine drains it.
-                for request in itertools.islice(waiting, self.engine.queue_room):
-                    self.engine.add(request)
-                for update in self.engine.step():
-                    collectors[update.request_id].add(update)
-                    if update.finished:
-                        unfinished -= 1
-                        advance()
+        try:
+            with _progress(len(requests), use_tqdm) as advance:
+                while unfinished:
+                    # The queue is bounded, so a long list is fed as the engine drains it.
+                    for request in itertools.islice(waiting, self.engine.queue_room):
+                        self.engine.add(request)
+                    for update in self.engine.step():
+                        collectors[update.request_id].add(update)
+                        if update.finished:
+                            unfinished.remove(update.request_id)
+                            advance()
+        finally:
+            # Interrupted: what still runs must not come up in the next call.
+            for request_id in unfinished:
+                self.engine.abort(request_id)
+            if unfinished:
+                self.engine.step()
         return [collectors[request.request_id].output for request in requests]
 
 
@@ -127,9 +136,7 @@ class OutputCollector:
         )
 
     def add(self, update: RequestUpdate) -> None:
-        """Take one update. Raises RuntimeError when the request ended with an error."""
-        if update.error is not None:
-            raise RuntimeError(f"Request {update.request_id} failed: {update.error}")
+        """Take one update."""
         if update.prompt_logprobs is not None:
             self.output.prompt_logprobs = [
                 None if entry is None else _as_dict(entry) for entry in update.prompt_logprobs
@@ -144,6 +151,7 @@ class OutputCollector:
                 completion.logprobs = (completion.logprobs or []) + [_as_dict(entry) for entry in part.logprobs]
                 gained = sum(entry.logprob.logprob for entry in part.logprobs)
                 completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + gained
+        self.output.error = update.error
         self.output.finished = update.finished
         self.output.metrics = update.metrics or self.output.metrics
 

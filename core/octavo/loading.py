@@ -125,7 +125,7 @@ def _info(config: EngineConfig, draft: _Draft, cache: CachePlan, eos_token_ids: 
         num_blocks=cache.num_blocks - 1,
         kv_cache_bytes=cache.bytes,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+        max_num_batched_tokens=config.max_num_batched_tokens,
         vocab_size=draft.model.vocab_size,
         max_concurrency=cache.max_concurrency,
         weights_bytes=draft.weights_bytes,

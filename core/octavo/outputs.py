@@ -86,7 +86,7 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A finished request."""
+    """A finished request. error: why its completions have the finish reason "error"; other requests go on."""
 
     request_id: str
     prompt: str | None
@@ -95,3 +95,4 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = False
     metrics: RequestMetrics | None = None
+    error: str | None = None

@@ -18,10 +18,15 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
     monkeypatch.syspath_prepend(str(FAULTY))
-    yield LLM("demo", backend="faulty", max_model_len=64, max_num_seqs=8, check_integrity=True).engine
+    yield LLM("demo", backend="faulty", max_model_len=64, max_num_seqs=8, check_integrity=True)
     sys.modules.pop("octavo_faulty", None)
+
+
+@pytest.fixture
+def engine(llm: LLM) -> Engine:
+    return llm.engine
 
 
 def _run(engine: Engine) -> dict[str, RequestUpdate]:
@@ -63,6 +68,30 @@ def test_siblings_of_a_failing_request_end_with_it(engine: Engine) -> None:
     assert sorted(part.index for part in last["siblings"].sequences) == [0, 1, 2]
     assert {part.finish_reason for part in last["siblings"].sequences} == {"error"}
     assert last["good"].error is None
+
+
+def test_a_failing_prompt_of_a_list_costs_the_others_nothing(llm: LLM) -> None:
+    bad, good = llm.generate([[POISON, 1], [1, 2]], GREEDY)
+    assert bad.error is not None
+    assert bad.outputs[0].finish_reason == "error"
+    assert good.error is None
+    assert len(good.outputs[0].token_ids) == 6
+
+
+def test_an_interrupted_call_leaves_nothing_behind_for_the_next(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = llm.engine.step, []
+
+    def interrupted() -> list[RequestUpdate]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([[1, 2], [3, 4]], GREEDY)
+    assert llm.engine.stats().kv_used_slots == 0
+    assert len(llm.generate([[5, 6]], GREEDY)[0].outputs[0].token_ids) == 6
 
 
 def test_a_lost_device_ends_the_engine_with_the_reason(engine: Engine) -> None:

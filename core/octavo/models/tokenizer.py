@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,17 @@ class Tokenizer:
         # SentencePiece's decoder drops the space before the first word, and a lone token is always first.
         return " " + text if piece.startswith("▁") and not text.startswith(" ") else text
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, also where they are part of a character; empty for an id that is no token."""
+        text = self.token_text(token_id)
+        if "\ufffd" not in text:
+            return text.encode()
+        piece = self.backend_tokenizer.id_to_token(token_id)
+        if match := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(match[1], 16)])
+        alphabet = _byte_level_alphabet()
+        return bytes(alphabet[sign] for sign in piece) if all(sign in alphabet for sign in piece) else text.encode()
+
     def render_chat_template(
         self, messages: Sequence[Mapping[str, Any]], /, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
@@ -82,6 +94,16 @@ class Tokenizer:
         """The prompt's token ids for chat messages; see `render_chat_template`."""
         text = self.render_chat_template(messages, add_generation_prompt, **variables)
         return self.encode(text, add_special_tokens=False)  # the template writes them itself
+
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how SentencePiece spells a byte
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """How byte-level vocabularies spell bytes (GPT-2): printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
 def load_tokenizer(files: ModelFiles) -> Tokenizer:

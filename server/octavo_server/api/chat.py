@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from msgspec import UNSET
 
 from octavo.errors import InvalidRequestError
+from octavo.outputs import TokenLogprobs
 from octavo.processor import EngineRequest
 from octavo_server.api.choices import Choice, UsageCounter
 from octavo_server.api.logprobs import chat_logprobs
@@ -20,6 +21,7 @@ from octavo_server.api.responses import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatLogprobs,
     ChatMessage,
     Usage,
 )
@@ -77,7 +79,7 @@ class Chat:
                 ChatChoice(
                     index,
                     ChatMessage("".join(choice.text)),
-                    chat_logprobs(choice.logprobs) if self._asked.logprobs else None,
+                    self._logprobs(choice.logprobs),
                     choice.finish_reason,
                     choice.stop_reason,
                 )
@@ -98,7 +100,7 @@ class Chat:
                         started.add(sequence.index)
                         yield self._chunk(ChatChunkChoice(sequence.index, ChatDelta("assistant", "")))
                     if sequence.text or (self._asked.logprobs and sequence.logprobs):
-                        logprobs = chat_logprobs(sequence.logprobs) if self._asked.logprobs else None
+                        logprobs = self._logprobs(sequence.logprobs)
                         yield self._chunk(ChatChunkChoice(sequence.index, ChatDelta(content=sequence.text), logprobs))
                     if sequence.finish_reason is not None:
                         yield self._chunk(
@@ -111,6 +113,9 @@ class Chat:
                         )
         if self._asked.include_usage:
             yield self._chunk(usage=counter.usage())
+
+    def _logprobs(self, tokens: Sequence[TokenLogprobs]) -> ChatLogprobs | None:
+        return chat_logprobs(tokens, self._service.tokenizer.token_bytes) if self._asked.logprobs else None
 
     def _chunk(self, *choices: ChatChunkChoice, usage: Usage | None = None) -> ChatChunk:
         return ChatChunk(

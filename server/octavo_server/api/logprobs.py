@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo_server.api.responses import ChatLogprobs, ChatTokenLogprob, ChatTopLogprob, CompletionLogprobs
@@ -10,9 +10,13 @@ from octavo_server.api.responses import ChatLogprobs, ChatTokenLogprob, ChatTopL
 LOWEST = -9999.0  # what OpenAI reports for probability zero; JSON has no -Infinity
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> ChatLogprobs:
+TokenBytes = Callable[[int], bytes]
+"""The bytes of a token id: a token may be part of a character, which its text cannot show."""
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprobs], token_bytes: TokenBytes) -> ChatLogprobs:
     """`top_logprobs` holds as many as were asked for; the chosen token need not be among them."""
-    return ChatLogprobs([_chat_token(token) for token in tokens])
+    return ChatLogprobs([_chat_token(token, token_bytes) for token in tokens])
 
 
 class CompletionLogprobsBuilder:
@@ -34,13 +38,13 @@ class CompletionLogprobsBuilder:
         return built
 
 
-def _chat_token(token: TokenLogprobs) -> ChatTokenLogprob:
-    text = token.logprob.decoded_token
+def _chat_token(token: TokenLogprobs, token_bytes: TokenBytes) -> ChatTokenLogprob:
     top = [
-        ChatTopLogprob(entry.decoded_token, _finite(entry), list(entry.decoded_token.encode()))
-        for _, entry in token.top
+        ChatTopLogprob(entry.decoded_token, _finite(entry), list(token_bytes(token_id)))
+        for token_id, entry in token.top
     ]
-    return ChatTokenLogprob(text, _finite(token.logprob), list(text.encode()), top)
+    chosen = token.logprob
+    return ChatTokenLogprob(chosen.decoded_token, _finite(chosen), list(token_bytes(token.token_id)), top)
 
 
 def _top(token: TokenLogprobs) -> dict[str, float]:

@@ -312,3 +312,11 @@ def test_a_model_without_a_template_refuses_messages(tmp_path):
     with pytest.raises(InvalidRequestError, match="no chat template") as error:
         tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
     assert error.value.param == "messages"
+
+
+def test_the_bytes_of_tokens_make_up_the_text_where_characters_are_split(demo_files: ModelFiles) -> None:
+    tokenizer = load_tokenizer(demo_files)
+    text = "naïve 日本 🙂🙃 <|im_start|>"
+    token_ids = tokenizer.encode(text)
+    assert b"".join(map(tokenizer.token_bytes, token_ids)) == text.encode()
+    assert any("\ufffd" in tokenizer.token_text(token_id) for token_id in token_ids)

@@ -9,6 +9,8 @@ import msgspec
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo_server.api.logprobs import LOWEST, CompletionLogprobsBuilder, chat_logprobs
 
+WORDS = {0: "é".encode(), 1: b"a", 99: b"\xc3"}  # 99 is half a character
+
 
 def token(text: str, logprob: float, *top: tuple[str, float]) -> TokenLogprobs:
     entries = tuple((number, Logprob(value, number + 1, word)) for number, (word, value) in enumerate(top))
@@ -16,13 +18,13 @@ def token(text: str, logprob: float, *top: tuple[str, float]) -> TokenLogprobs:
 
 
 def test_chat_logprobs_carry_the_bytes_of_each_token() -> None:
-    entry = chat_logprobs([token("é", -0.5, ("é", -0.5), ("a", -2.0))]).content[0]
-    assert (entry.token, entry.logprob, entry.bytes) == ("é", -0.5, [0xC3, 0xA9])
+    entry = chat_logprobs([token("\ufffd", -0.5, ("é", -0.5), ("a", -2.0))], WORDS.__getitem__).content[0]
+    assert (entry.token, entry.logprob, entry.bytes) == ("\ufffd", -0.5, [0xC3])
     assert [(top.token, top.bytes) for top in entry.top_logprobs] == [("é", [0xC3, 0xA9]), ("a", [97])]
 
 
 def test_probability_zero_is_a_number_that_json_has() -> None:
-    built = chat_logprobs([token("a", -math.inf)])
+    built = chat_logprobs([token("a", -math.inf)], WORDS.__getitem__)
     assert built.content[0].logprob == LOWEST
     assert b"null" not in msgspec.json.encode(built.content)
 
