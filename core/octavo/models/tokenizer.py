@@ -70,7 +70,7 @@ class Tokenizer:
         text = self.token_text(token_id)
         if "\ufffd" not in text:
             return text.encode()
-        piece = self.backend_tokenizer.id_to_token(token_id)
+        piece = str(self.backend_tokenizer.id_to_token(token_id))
         if match := _BYTE_PIECE.fullmatch(piece):
             return bytes([int(match[1], 16)])
         alphabet = _byte_level_alphabet()
