@@ -61,9 +61,11 @@ class Completion:
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> FinishReason:
         """End the completion; text that was held back for a stop string is let go."""
-        self.finish_reason, self.stop_reason = reason, stop_reason
         if self._detokenizer.stopped is None:
             self._detokenizer.flush()
+            if self._detokenizer.stopped is not None:  # the last bytes completed a stop string
+                reason, stop_reason = FinishReason.STOP, self._detokenizer.stopped
+        self.finish_reason, self.stop_reason = reason, stop_reason
         return reason
 
     def take(self) -> SequenceUpdate | None:

@@ -25,13 +25,17 @@ class EngineConfig:
         budget holds if need be (and said so).
     kv_cache_memory: bytes for the KV cache, as a number or like "512MiB"; None takes `gpu_memory_utilization` of what
         is free once the weights are loaded (bounded on backends that share the host's memory).
+    gpu_memory_utilization: part of a device's own memory that may be used, greater than 0 and at most 1.
     block_size: tokens a KV block holds; None takes the backend's preference.
     max_num_seqs: most sequences in one step.
     max_num_batched_tokens: most tokens in one step; longer prompts are prefilled in chunks.
     max_waiting: most requests that may queue; further ones are refused.
     enable_prefix_caching: share KV blocks between requests whose prompts start alike.
+    tensor_parallel_size: devices that share each layer.
+    threads: host threads, for backends that compute there; None is the backend's choice.
     seed: seeds the requests that bring none of their own.
     check_integrity: verify the block manager after every step (tests).
+    backend_options: handed to the backend as they are.
     """
 
     model: str = "demo"
@@ -65,7 +69,8 @@ class EngineConfig:
                 "each running sequence gets a token in every step, so the largest max_num_seqs that fits is "
                 f"{self.max_num_batched_tokens}."
             )
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 < share <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization must be greater than 0 and at most 1, and is {self.gpu_memory_utilization!r}."
             )

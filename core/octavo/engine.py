@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
+from octavo.backend import DeviceLostError
 from octavo.cache import BlockManager
 from octavo.config import EngineConfig
 from octavo.loading import EngineInfo, LoadedModel, load_model
@@ -42,7 +43,7 @@ class EngineStats:
     generation_tokens: int
     steps: int
     last_step_tokens: int
-    requests_finished: Mapping[str, int]
+    requests_finished: Mapping[str, int]  # by the finish reason of their first completion
 
 
 class Engine:
@@ -52,7 +53,7 @@ class Engine:
         info = loaded.info
         self.info: EngineInfo = info
         self.tokenizer = loaded.tokenizer
-        limits = Limits(info.max_model_len, info.vocab_size, info.max_num_seqs, info.max_num_batched_tokens)
+        limits = Limits(info.max_model_len, info.vocab_size, info.max_num_seqs)
         self.processor = RequestProcessor(loaded.tokenizer, limits)
         self._blocks = BlockManager(loaded.cache.num_blocks, info.block_size, config.enable_prefix_caching)
         self._scheduler = Scheduler(
@@ -103,10 +104,11 @@ class Engine:
             params=params,
             seeds=tuple(derive_seed(seed, index) for index in range(params.n)),
         )
-        self._scheduler.add(scheduled)
-        self._states[request.request_id] = RequestState(
+        state = RequestState(
             request, scheduled, self.tokenizer, frozenset(self.info.eos_token_ids), self.info.vocab_size
         )
+        self._scheduler.add(scheduled)
+        self._states[request.request_id] = state
 
     def step(self) -> list[RequestUpdate]:
         """One step of the model; returns what each request gained. Nothing to do gives an empty list.
@@ -140,7 +142,8 @@ class Engine:
     @property
     def queue_room(self) -> int:
         """Requests that may still be queued before `add` refuses."""
-        return self._config.max_waiting - self._scheduler.num_waiting
+        # Preempted sequences wait in the same queue and may fill it beyond its cap.
+        return max(0, self._config.max_waiting - self._scheduler.num_waiting)
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
@@ -150,7 +153,7 @@ class Engine:
         try:
             outputs = self._runner.run(plan, [row for part in rows for row in part])
         except Exception as error:
-            if not self._runner.alive():
+            if isinstance(error, DeviceLostError) or not self._runner.alive():
                 raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
             if len(plan.chunks) == 1:
                 return [self._fail(plan.chunks[0], error)]
@@ -170,26 +173,35 @@ class Engine:
     def _commit(self, plan: Plan, rows: list[list[LogitRow]], outputs: SamplerOutputs) -> list[RequestUpdate]:
         touched: dict[str, RequestState] = {}
         first_row = 0
+        failed: list[RequestUpdate] = []
         for chunk, part in zip(plan.chunks, rows, strict=True):
-            state = self._state(chunk)
             stop = first_row + len(part)
-            sampled = [int(token) for token in outputs.token_ids[stop - chunk.samples : stop]]
-            received = self._scheduler.advance(chunk, sampled)
-            for sequence, reason in state.commit(chunk, len(part), outputs, first_row, received):
-                self._scheduler.finish(sequence, reason)
-            self._counters["generation_tokens"] += len(received)
-            prompt_left = max(0, len(state.request.prompt_token_ids) - chunk.start)
-            self._counters["prompt_tokens"] += min(chunk.count, prompt_left)
-            if part:
-                touched[state.request.request_id] = state
+            if not chunk.sequence.is_finished:  # a sibling's failure may have ended it just now
+                state = self._state(chunk)
+                try:
+                    self._commit_chunk(chunk, state, outputs, range(first_row, stop))
+                    if part:
+                        touched[state.request.request_id] = state
+                except Exception as error:  # whatever it is, it is this request's alone
+                    failed.append(self._fail(chunk, error))
+                    touched.pop(state.request.request_id, None)
             first_row = stop
-        return [self._take(state) for state in touched.values()]
+        return failed + [self._take(state) for state in touched.values()]
+
+    def _commit_chunk(self, chunk: Chunk, state: RequestState, outputs: SamplerOutputs, rows: range) -> None:
+        sampled = [int(token) for token in outputs.token_ids[rows.stop - chunk.samples : rows.stop]]
+        received = self._scheduler.advance(chunk, sampled)
+        if received and not state.started:
+            self._counters["prompt_tokens"] += len(state.request.prompt_token_ids)
+        self._counters["generation_tokens"] += len(received)
+        for sequence, reason in state.commit(chunk, rows, outputs, received):
+            self._scheduler.finish(sequence, reason)
 
     def _fail(self, chunk: Chunk, error: Exception) -> RequestUpdate:
         state = self._state(chunk)
         _log.error("Request %s failed.", state.request.request_id, exc_info=error)
         self._scheduler.abort(state.request.request_id)
-        return self._end(state, FinishReason.ERROR, f"its step failed: {type(error).__name__}: {error}")
+        return self._end(state, FinishReason.ERROR, f"It could not be computed: {type(error).__name__}: {error}")
 
     def _end(self, state: RequestState, reason: FinishReason, error: str | None = None) -> RequestUpdate:
         state.end(reason)
@@ -199,9 +211,7 @@ class Engine:
         update = state.take(error)
         if update.finished:
             del self._states[update.request_id]
-            self._reasons.update(
-                str(completion.finish_reason.value) for completion in state.completions if completion.finish_reason
-            )
+            self._reasons[state.finish_reason] += 1
         return update
 
     def _state(self, chunk: Chunk) -> RequestState:
@@ -230,6 +240,10 @@ class Engine:
     def check_integrity(self) -> None:
         """Raises octavo.cache.IntegrityError if blocks and requests do not agree."""
         self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Give back the device's memory; the engine cannot be used any more."""
+        self._runner.close()
 
     def reset_prefix_cache(self) -> None:
         """Forget every shared prefix."""

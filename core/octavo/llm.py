@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from octavo.config import EngineConfig
 from octavo.engine import Engine
@@ -31,14 +32,61 @@ class LLM:
     Raises OctavoError or octavo.backend.BackendError, each a sentence.
     """
 
-    def __init__(self, model: str = "demo", **options: Any) -> None:
-        unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
-        if unknown:
-            raise TypeError(
-                f"LLM() has no option {unknown[0]!r}; it has: {', '.join(EngineConfig.__dataclass_fields__)}."
-            )
-        self.engine = Engine.from_config(EngineConfig(model=model, **options))
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "demo",
+        *,
+        backend: str = "auto",
+        kernel: str = "auto",
+        dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
+        max_model_len: int | None = None,
+        kv_cache_memory: int | str | None = None,
+        gpu_memory_utilization: float = 0.9,
+        block_size: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        max_waiting: int = 1024,
+        enable_prefix_caching: bool = True,
+        tensor_parallel_size: int = 1,
+        threads: int | None = None,
+        seed: int = 0,
+        check_integrity: bool = False,
+        backend_options: Mapping[str, str] | None = None,
+    ) -> None:
+        config = EngineConfig(
+            model=os.fspath(model),
+            backend=backend,
+            kernel=kernel,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            max_model_len=max_model_len,
+            kv_cache_memory=kv_cache_memory,
+            gpu_memory_utilization=gpu_memory_utilization,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_waiting=max_waiting,
+            enable_prefix_caching=enable_prefix_caching,
+            tensor_parallel_size=tensor_parallel_size,
+            threads=threads,
+            seed=seed,
+            check_integrity=check_integrity,
+            backend_options=backend_options or {},
+        )
+        with _loading() as progress:
+            self.engine = Engine.from_config(config, progress)
         self._numbers = itertools.count()
+
+    def close(self) -> None:
+        """Give back the device's memory, for instance before another model is loaded."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -162,6 +210,16 @@ def _as_dict(entry: TokenLogprobs) -> dict[int, Logprob]:
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+@contextmanager
+def _loading() -> Iterator[Callable[[str, float], None]]:
+    """A bar over what is fetched and loaded, on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0, visible=False)
+        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction, visible=True)
 
 
 @contextmanager

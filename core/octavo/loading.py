@@ -60,22 +60,31 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
 
     Raises OctavoError or octavo.backend.BackendError, before the weights are loaded wherever that can be told.
     """
-    draft = _draft(config, progress)
-    device, model = draft.opened.device, draft.model
-    # Before the weights: a budget that cannot work should not cost the time to load them.
-    cache = plan_cache(config, device, model, draft.kv_dtype, draft.weights_bytes)
-    tokenizer = load_tokenizer(draft.files)
-    weights = load_weights(
-        model, draft.checkpoint, device, draft.dtype, positions=cache.max_model_len, progress=progress
-    )
+    opened = _open(config)
+    try:
+        draft = _draft(config, opened, progress)
+        device, model = opened.device, draft.model
+        # Before the weights: a budget that cannot work should not cost the time to load them.
+        cache = plan_cache(config, device, model, draft.kv_dtype, draft.weights_bytes)
+        tokenizer = load_tokenizer(draft.files)
+        weights = load_weights(
+            model, draft.checkpoint, device, draft.dtype, positions=cache.max_model_len, progress=progress
+        )
+    except BaseException:
+        opened.device.close()
+        raise
     return LoadedModel(_info(config, draft, cache, tokenizer.eos_token_ids), device, model, weights, cache, tokenizer)
 
 
 def plan_engine(config: EngineConfig, progress: Progress | None = None) -> EngineInfo:
     """What `load_model` would run, without loading the weights. Raises as `load_model`."""
-    draft = _draft(config, progress)
-    cache = plan_cache(config, draft.opened.device, draft.model, draft.kv_dtype, draft.weights_bytes)
-    return _info(config, draft, cache, ())
+    opened = _open(config)
+    try:
+        draft = _draft(config, opened, progress)
+        cache = plan_cache(config, opened.device, draft.model, draft.kv_dtype, draft.weights_bytes)
+        return _info(config, draft, cache, ())
+    finally:
+        opened.device.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +98,8 @@ class _Draft:
     weights_bytes: int
 
 
-def _draft(config: EngineConfig, progress: Progress | None) -> _Draft:
-    opened = open_device(
+def _open(config: EngineConfig) -> OpenedDevice:
+    return open_device(
         DeviceConfig(
             backend=config.backend,
             kernel=config.kernel,
@@ -99,6 +108,9 @@ def _draft(config: EngineConfig, progress: Progress | None) -> _Draft:
             options=config.backend_options,
         )
     )
+
+
+def _draft(config: EngineConfig, opened: OpenedDevice, progress: Progress | None) -> _Draft:
     files = resolve_model(config.model, progress)
     checkpoint = open_checkpoint(files)
     model = DecoderConfig.from_hf(checkpoint.config)

@@ -66,7 +66,7 @@ class RequestUpdate:
     request_id: str
     sequences: tuple[SequenceUpdate, ...]
     finished: bool = False
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # [prompt tokens]; once, with the first update
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # [prompt tokens]; once, when all are known
     metrics: RequestMetrics | None = None  # with the last update
     error: str | None = None  # why the request ended with finish_reason "error"
 

@@ -120,9 +120,16 @@ def plan_cache(
             f"({origin}) hold."
         )
         longest = capacity
-    # More than every sequence at its longest can never be used.
-    useful = config.max_num_seqs * -(-longest // block_size) + 1
-    return CachePlan(layout, min(num_blocks, useful), block_bytes, longest, tuple(notes))
+    if not config.enable_prefix_caching:
+        # Every sequence at its longest is all that can be used then; with the prefix cache, more keeps more prefixes.
+        useful = config.max_num_seqs * -(-longest // block_size) + 1
+        if useful < num_blocks:
+            notes.append(
+                f"The KV cache has {useful} blocks instead of the {num_blocks} that {budget:,} bytes ({origin}) hold: "
+                "without prefix caching, max_num_seqs sequences of max_model_len tokens need no more."
+            )
+            num_blocks = useful
+    return CachePlan(layout, num_blocks, block_bytes, longest, tuple(notes))
 
 
 def _budget(config: EngineConfig, device: Device, weights_to_come: int) -> tuple[int, str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from octavo.errors import InvalidRequestError
 from octavo.models.tokenizer import Tokenizer
 from octavo.sampling.params import SamplingParams
@@ -21,7 +23,6 @@ class Limits:
     max_model_len: int
     vocab_size: int
     max_num_seqs: int
-    max_num_batched_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,9 @@ class RequestProcessor:
         cache_salt: str = "",
     ) -> EngineRequest:
         """A request from text or token ids."""
-        text = prompt if isinstance(prompt, str) else None
-        token_ids = self._encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
-        return self._request(request_id, text, token_ids, params, priority, cache_salt)
+        if isinstance(prompt, str):
+            return self._request(request_id, prompt, self._encode(prompt), params, priority, cache_salt)
+        return self._request(request_id, None, self._checked(prompt), params, priority, cache_salt)
 
     def process_chat(
         self,
@@ -75,6 +76,12 @@ class RequestProcessor:
         """A request from chat messages, through the checkpoint's own template."""
         if not messages:
             raise InvalidRequestError("messages is empty; at least one message is needed.", param="messages")
+        for index, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise InvalidRequestError(
+                    f"Message {index} is {type(message).__name__}; each message has a role and a content.",
+                    param="messages",
+                )
         self._check_characters("messages", sum(len(str(message.get("content", ""))) for message in messages))
         token_ids = self.tokenizer.apply_chat_template(messages, **(chat_template_kwargs or {}))
         return self._request(request_id, None, token_ids, params, priority, cache_salt, param="messages")
@@ -97,18 +104,22 @@ class RequestProcessor:
             )
 
     def _checked(self, prompt: Sequence[int]) -> list[int]:
+        if isinstance(prompt, Mapping) or not (hasattr(prompt, "__len__") and hasattr(prompt, "__iter__")):
+            raise InvalidRequestError(
+                f"A prompt is text or a list of token ids, and this one is {type(prompt).__name__}.", param="prompt"
+            )
         if len(prompt) > self.limits.max_model_len:
             self._too_long(len(prompt), "prompt")
-        for token in prompt:
-            self._check_token("prompt", token)
-        return list(prompt)
+        return [self._token("prompt", token) for token in prompt]
 
-    def _check_token(self, param: str, token: object) -> None:
+    def _token(self, param: str, token: object) -> int:
+        """The token id as a plain int; NumPy's integers are fine."""
         size = self.limits.vocab_size
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-            raise InvalidRequestError(
-                f"{param} holds token id {token!r}; this model's token ids are 0 to {size - 1}.", param=param
-            )
+        if isinstance(token, int | np.integer) and not isinstance(token, bool) and 0 <= token < size:
+            return int(token)
+        raise InvalidRequestError(
+            f"{param} holds token id {token!r}; this model's token ids are 0 to {size - 1}.", param=param
+        )
 
     def _too_long(self, tokens: int, param: str) -> None:
         context = self.limits.max_model_len
@@ -137,6 +148,12 @@ class RequestProcessor:
             )
         if not token_ids:
             raise InvalidRequestError("The prompt is empty; at least one token is needed.", param=param)
+        if (largest := max(token_ids)) >= limits.vocab_size:
+            raise InvalidRequestError(
+                f"The {param} becomes token id {largest}, and this model's token ids are 0 to {limits.vocab_size - 1}: "
+                "its tokenizer knows tokens that its weights do not.",
+                param=param,
+            )
         room = limits.max_model_len - len(token_ids)
         if room < 1:
             self._too_long(len(token_ids), param)
@@ -151,11 +168,13 @@ class RequestProcessor:
             )
         if params.n > limits.max_num_seqs:
             raise InvalidRequestError(
-                f"n is {params.n}; this server runs at most {limits.max_num_seqs} sequences at a time (max_num_seqs).",
+                f"n is {params.n}; this engine runs at most {limits.max_num_seqs} sequences at a time (max_num_seqs).",
                 param="n",
             )
         for token in params.stop_token_ids:
-            self._check_token("stop_token_ids", token)
+            self._token("stop_token_ids", token)
         for token in params.logit_bias:
-            self._check_token("logit_bias", token)
+            self._token("logit_bias", token)
+        if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**63) <= priority < 2**63:
+            raise InvalidRequestError("priority takes an integer of 64 bits.", param="priority")
         return EngineRequest(request_id, tuple(token_ids), params, prompt, priority, cache_salt, time.time())

@@ -42,8 +42,18 @@ class RequestState:
         ]
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]  # the first token has nothing before it
-        self._first_scheduled: float | None = None
         self._first_token: float | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a token was sampled."""
+        return self._first_token is not None
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the first completion ended; "" while it runs."""
+        reason = self.completions[0].finish_reason
+        return "" if reason is None else reason.value
 
     @property
     def finished(self) -> bool:
@@ -54,8 +64,6 @@ class RequestState:
 
         Prompt positions first, where prompt_logprobs were asked for, then what is sampled.
         """
-        if self._first_scheduled is None:
-            self._first_scheduled = time.time()
         prompt = self.request.prompt_token_ids
         rows = [
             LogitRow(
@@ -71,11 +79,11 @@ class RequestState:
         return rows
 
     def commit(
-        self, chunk: Chunk, rows: int, outputs: SamplerOutputs, first_row: int, received: Sequence[RunningSequence]
+        self, chunk: Chunk, rows: range, outputs: SamplerOutputs, received: Sequence[RunningSequence]
     ) -> list[tuple[RunningSequence, FinishReason]]:
         """Take the rows of a chunk; returns the sequences that ended, with the reason."""
-        row = first_row
-        for _ in range(rows - chunk.samples):
+        row = rows.start
+        for _ in range(len(rows) - chunk.samples):
             token = self.request.prompt_token_ids[len(self._prompt_logprobs)]
             self._prompt_logprobs.append(self._logprobs(outputs, row, token, self.request.params.prompt_logprobs or 0))
             row += 1
@@ -148,7 +156,7 @@ class RequestState:
         sequences = self.scheduled.sequences
         return RequestMetrics(
             arrival_time=self.request.arrival_time,
-            first_scheduled_time=self._first_scheduled,
+            first_scheduled_time=sequences[0].first_scheduled_time,
             first_token_time=self._first_token,
             finished_time=time.time(),
             num_cached_tokens=sequences[0].num_cached_tokens,

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from octavo.backend import AttentionMetadata, Bucket, Device, KVCache, Step, StepInputs
-from octavo.backend.tree import tree_map
+from octavo.backend.tree import flatten, tree_map, unflatten
 from octavo.models.config import DecoderConfig
-from octavo.models.decoder import DecoderWeights, forward
+from octavo.models.decoder import DecoderWeights, hidden_states, logits
 from octavo.planning import CachePlan
 from octavo.sampling.batch import RowSpec, build_inputs
 from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
@@ -23,6 +25,9 @@ from octavo.sampling.sampler import sample
 from octavo.scheduling import Chunk, Plan
 
 Int32Array = NDArray[np.int32]
+
+MAX_LOGIT_ROWS = 256
+"""Rows whose logits exist at a time: prompt_logprobs asks for those of every prompt token, a vocabulary each."""
 
 SMALLEST_BUCKET = 8
 """Least size a static dimension is padded to: below it, padding costs less than one more compilation."""
@@ -53,10 +58,6 @@ class Runner:
         self._captures = capabilities.graph_capture
         self._steps: dict[Bucket, Step] = {}
 
-    @property
-    def num_compiled_steps(self) -> int:
-        return len(self._steps)
-
     def run(self, plan: Plan, rows: Sequence[LogitRow]) -> SamplerOutputs:
         """Run one step; the outputs are NumPy arrays [rows]. `rows` is in the order the caller wants them back."""
         if plan.copies:
@@ -71,6 +72,13 @@ class Runner:
         step = self._step(self._bucket(inputs, pad, features), features)
         outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
         return tree_map(lambda array: self._device.download(array)[: len(rows)], cast(SamplerOutputs, outputs))
+
+    def close(self) -> None:
+        """Give back the KV cache, the weights and the device; the runner cannot be used any more."""
+        self._steps.clear()
+        self._kv = []
+        del self._weights
+        self._device.close()
 
     def alive(self) -> bool:
         """Whether the device still answers: a round trip of one number."""
@@ -98,8 +106,13 @@ class Runner:
         ops, collectives, model = self._device.ops, self._device.collectives, self._model
 
         def step(weights: DecoderWeights, kv: KVCache, inputs: StepInputs) -> tuple[SamplerOutputs, KVCache]:
-            logits, kv = forward(model, ops, collectives, weights, kv, inputs)
-            return sample(ops, logits, inputs.sampling, features), kv
+            hidden, kv = hidden_states(model, ops, collectives, weights, kv, inputs)
+            parts = []
+            for start in range(0, hidden.shape[0], MAX_LOGIT_ROWS):
+                rows = itemgetter(slice(start, start + MAX_LOGIT_ROWS))
+                sampling = tree_map(rows, inputs.sampling)
+                parts.append(sample(ops, logits(ops, collectives, weights, rows(hidden)), sampling, features))
+            return _concatenated(parts), kv
 
         return step
 
@@ -142,6 +155,16 @@ class Runner:
             decode_only=decode_only,
         )
         return _padded(token_ids, tokens), attention
+
+
+def _concatenated(parts: Sequence[SamplerOutputs]) -> SamplerOutputs:
+    """The outputs of consecutive slices of rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    leaves, structures = zip(*(flatten(part) for part in parts), strict=True)
+    xp = array_namespace(leaves[0][0])
+    whole = unflatten(structures[0], [xp.concat(arrays, axis=0) for arrays in zip(*leaves, strict=True)])
+    return cast(SamplerOutputs, whole)
 
 
 def _size(size: int, pad: bool) -> int:

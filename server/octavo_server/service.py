@@ -32,7 +32,7 @@ class Service:
         self.tokenizer = tokenizer
         self.processor = RequestProcessor(
             tokenizer,
-            Limits(info.max_model_len, info.vocab_size, info.max_num_seqs, info.max_num_batched_tokens),
+            Limits(info.max_model_len, info.vocab_size, info.max_num_seqs),
         )
         self.metrics = Metrics(settings.model_names[0], lambda: client.stats)
         self.draining = False

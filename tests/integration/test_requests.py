@@ -193,6 +193,12 @@ def test_a_request_that_cannot_be_is_refused_with_a_sentence(
         ({"presence_penalty": 3}, "presence_penalty must be at most 2"),
         ({"seed": 1.5}, "seed takes an integer"),
         ({"seed": True}, "seed takes an integer"),
+        ({"seed": 10**5000}, "seed must be at most"),
+        ({"top_k": 2**70}, "top_k must be at most 2147483647"),
+        ({"temperature": 10**400}, "temperature takes a number of reasonable size"),
+        ({"stop": 5}, "stop takes a list"),
+        ({"stop_token_ids": 7}, "stop_token_ids takes a list"),
+        ({"logit_bias": [1]}, "logit_bias takes a mapping"),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_refused_with_a_sentence(options: dict[str, Any], sentence: str) -> None:
@@ -206,3 +212,65 @@ def test_metrics_are_in_order(llm: LLM) -> None:
     times = [metrics.arrival_time, metrics.first_scheduled_time, metrics.first_token_time, metrics.finished_time]
     assert all(time is not None for time in times)
     assert list(np.argsort(times, kind="stable")) == [0, 1, 2, 3]
+
+
+def test_a_step_with_more_rows_of_logits_than_are_kept_at_a_time_reports_them_all(llm: LLM, oracle: Oracle) -> None:
+    prompt = llm.tokenizer.encode("One and two and three and four. " * 60)[:400]
+    result = llm.generate(prompt, _greedy(max_tokens=3, prompt_logprobs=0, ignore_eos=True))[0]
+    assert result.prompt_logprobs is not None
+    expected = oracle.logits(prompt).log_softmax(-1)
+    for row, token, entry in zip(expected, prompt[1:], result.prompt_logprobs[1:], strict=False):
+        assert entry is not None
+        assert entry[token].logprob == pytest.approx(float(row[token]), abs=2e-3)
+    plain = llm.generate(prompt, _greedy(max_tokens=3, ignore_eos=True))[0]
+    assert result.outputs[0].token_ids == plain.outputs[0].token_ids
+
+
+def test_token_ids_that_the_weights_do_not_have_are_refused_also_from_text(llm: LLM) -> None:
+    llm.tokenizer.backend_tokenizer.add_tokens(["[BEYOND]"])
+    with pytest.raises(InvalidRequestError, match=r"becomes token id 49152.*its tokenizer knows tokens"):
+        llm.generate("[BEYOND] hi", _greedy(max_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda llm: llm.chat("Hi"), "Message 0 is str"),
+        (lambda llm: llm.chat(["Hi"]), "Message 0 is str"),
+        (lambda llm: llm.generate([None]), "A prompt is text or a list of token ids, and this one is NoneType"),
+        (lambda llm: llm.generate([{"prompt": "x"}]), "A prompt is text or a list of token ids, and this one is dict"),
+        (lambda llm: llm.generate("\ud800"), "half of a surrogate pair at character 0"),
+        (lambda llm: llm.chat([{"role": "user", "content": "a\ud800"}]), "half of a surrogate pair"),
+        (lambda llm: llm.generate(["a", "b"], priority=[0, "x"]), "priority takes an integer"),
+        (lambda llm: llm.generate(["a", "b"], priority=[0]), "There are 2 prompts and 1 priorities"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_is_refused_with_a_sentence(llm: LLM, call: Any, sentence: str) -> None:
+    with pytest.raises(InvalidRequestError, match=sentence):
+        call(llm)
+    assert not llm.engine.has_work
+
+
+def test_prompts_may_be_numpy_arrays(llm: LLM) -> None:
+    plain = llm.generate([[504, 3575, 282]], _greedy(max_tokens=2))[0].outputs[0].token_ids
+    assert llm.generate([np.array([504, 3575, 282])], _greedy(max_tokens=2))[0].outputs[0].token_ids == plain
+
+
+def test_counters_count_requests_and_their_prompts_once() -> None:
+    llm = LLM("demo", backend="cpu", kv_cache_memory="8MiB", max_model_len=128, check_integrity=True)
+    prompts = ["Write three words about the sea:"] * 10
+    params = SamplingParams(temperature=1.0, n=2, max_tokens=40, ignore_eos=True)
+    results = llm.generate(prompts, params)
+    stats = llm.engine.stats()
+    assert stats.num_preemptions > 0
+    assert stats.prompt_tokens == sum(len(result.prompt_token_ids) for result in results)
+    assert stats.generation_tokens == 10 * 2 * 40
+    assert stats.requests_finished == {"length": 10}
+
+
+def test_a_long_list_survives_a_queue_that_preemption_overfills() -> None:
+    llm = LLM("demo", backend="cpu", max_waiting=2, kv_cache_memory="8MiB", max_model_len=128, check_integrity=True)
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    results = llm.generate([f"Number {index} is" for index in range(12)], params)
+    assert llm.engine.stats().num_preemptions > 0
+    assert all(len(result.outputs[0].token_ids) == 60 for result in results)

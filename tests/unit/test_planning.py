@@ -83,11 +83,18 @@ def test_own_memory_is_used_up_to_its_share_beside_the_weights() -> None:
     assert plan.num_blocks == 40
 
 
-def test_shared_memory_is_taken_modestly_and_never_more_than_can_be_used() -> None:
+def test_shared_memory_is_taken_modestly() -> None:
     plan = _plan(Sized(200 * BLOCK_BYTES, 1 << 40, True), max_num_seqs=4)
     assert plan.num_blocks == 50
     plenty = _plan(Sized(1 << 40, 1 << 40, True), max_num_seqs=4)
-    assert plenty.num_blocks == 4 * 16 + 1
+    assert plenty.bytes <= 4 << 30
+    assert plenty.num_blocks == (4 << 30) // BLOCK_BYTES
+
+
+def test_without_prefix_caching_no_more_blocks_are_taken_than_can_be_used_and_that_is_said() -> None:
+    plan = _plan(Sized(1 << 30, 1 << 30, True), kv_cache_memory="64MiB", max_num_seqs=4, enable_prefix_caching=False)
+    assert plan.num_blocks == 4 * 16 + 1
+    assert "65 blocks instead of" in plan.notes[0]
 
 
 def test_the_model_context_is_cut_to_the_cache_and_said_so() -> None:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -158,7 +157,8 @@ class Device(ABC):
 
         Called once a bucket; the runner keeps the result and always calls it with the same weights, the KV cache that
         the step before returned, and inputs whose arrays have the bucket's shapes. What it returns stays valid until it
-        is downloaded, also when the step runs again before that: a replayed graph copies its outputs. Fields of the
+        is downloaded, also when the step runs again before that: a replayed graph copies its outputs. A step that fails
+        leaves the KV cache usable, or raises DeviceLostError (donated buffers may be gone). Fields of the
         arguments may be added later, so capture and trace whatever `tree.flatten` gives. The default runs the step as
         it is.
         """
@@ -166,15 +166,3 @@ class Device(ABC):
 
     def close(self) -> None:  # noqa: B027  # optional: most devices hold nothing
         """(optional) Give back what the device holds outside its arrays (process groups, streams)."""
-
-
-def describe(info: DeviceInfo) -> dict[str, Any]:
-    """A device's facts as plain data, for JSON."""
-    return {
-        "backend": info.backend,
-        "name": info.name,
-        "arch": info.arch,
-        "driver": info.driver,
-        "kernel": info.kernel,
-        "notes": list(info.notes),
-    }

@@ -23,5 +23,9 @@ class UnsupportedError(BackendError):
     """The device does not do what was asked (a dtype, a head size, a format); the message says what it does."""
 
 
+class DeviceLostError(RuntimeError):
+    """The device, or what a failed step left of its KV cache, cannot be used any more: the engine ends and says why."""
+
+
 class DeviceOutOfMemoryError(BackendError):
     """An allocation does not fit; the message gives what was asked and what is free, in bytes."""

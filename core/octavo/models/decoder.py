@@ -60,6 +60,19 @@ def forward(
 
     Returns (logits float32 [rows, vocab], kv); callers rebind kv.
     """
+    hidden, kv = hidden_states(config, ops, collectives, weights, kv, inputs)
+    return logits(ops, collectives, weights, hidden), kv
+
+
+def hidden_states(
+    config: DecoderConfig,
+    ops: Ops,
+    collectives: Collectives,
+    weights: DecoderWeights,
+    kv: KVCache,
+    inputs: StepInputs,
+) -> tuple[Array, KVCache]:
+    """All layers: token ids to the normed hidden states [rows, hidden] of `inputs.logit_rows`, and kv."""
     xp = array_namespace(inputs.token_ids)
     meta, rows = inputs.attention, inputs.logit_rows
     x = ops.embedding(inputs.token_ids, weights.embedding)  # [tokens, hidden]
@@ -75,11 +88,17 @@ def forward(
     # Only the rows that are sampled go through the last norm and the vocabulary, the widest layer of all.
     x, residual = xp.take(x, rows, axis=0), xp.take(residual, rows, axis=0)
     x, _ = ops.rms_norm(x, weights.norm, config.norm_eps, residual)
+    return x, caches
+
+
+def logits(ops: Ops, collectives: Collectives, weights: DecoderWeights, hidden: Array) -> Array:
+    """Hidden states [rows, hidden] to logits float32 [rows, vocab]."""
     if weights.head is None:
-        logits = ops.linear(x, weights.embedding)
+        result = ops.linear(hidden, weights.embedding)
     else:
-        logits = collectives.all_gather(ops.linear(x, weights.head), axis=1)
-    return xp.astype(logits, xp.float32), caches
+        result = collectives.all_gather(ops.linear(hidden, weights.head), axis=1)
+    xp = array_namespace(result)
+    return xp.astype(result, xp.float32)
 
 
 def _attention(

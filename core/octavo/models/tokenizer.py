@@ -49,7 +49,16 @@ class Tokenizer:
         return max(map(len, self.backend_tokenizer.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. add_special_tokens: also those the model wants around every prompt, such as BOS."""
+        """Token ids of a text. add_special_tokens: also those the model wants around every prompt, such as BOS.
+
+        Raises InvalidRequestError for text with half of a UTF-16 surrogate pair, which has no UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"The text holds half of a surrogate pair at character {error.start}, which is no character."
+            ) from None
         return list(self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

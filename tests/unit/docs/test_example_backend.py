@@ -51,7 +51,9 @@ def test_the_example_generates_the_tokens_of_the_reference_backend(example_insta
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
 
     def tokens(backend: str) -> list[tuple[int, ...]]:
-        llm = LLM("demo", backend=backend, max_model_len=64, kv_cache_memory="64MiB", max_num_batched_tokens=8)
+        llm = LLM(
+            "demo", backend=backend, max_model_len=64, kv_cache_memory="64MiB", max_num_seqs=8, max_num_batched_tokens=8
+        )
         return [tuple(result.outputs[0].token_ids) for result in llm.generate(prompts, params)]
 
     expected = tokens("reference")

@@ -30,6 +30,7 @@ MISTRAL_7B = {
     "use_cache": True,
     "vocab_size": 32000,
 }
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
 
 
 def test_a_config_of_an_old_transformers_is_read():
@@ -62,8 +63,47 @@ def test_an_unsupported_architecture_is_named_with_those_that_are_supported():
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "needs 64 factors, and has 0"),
         ({"head_dim": 33}, "rotates 33 entries"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized with awq"),
+        ({"quantization_config": ["awq"]}, "an object as quantization_config, and has"),
+        ({"rope_scaling": "linear"}, "an object as rope_scaling, and has 'linear'"),
+        ({"rope_parameters": [1]}, "an object as rope_parameters"),
+        ({"rope_scaling": {"type": "linear", "factor": "abc"}}, "number as factor, and has 'abc'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "number as factor, and has 0"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": 2}}, "list of numbers as short_factor, and has 2"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": ["x"]}}, "number as short_factor, and has 'x'"),
+        ({"rope_scaling": {"type": "yarn", "attention_factor": []}}, r"number as attention_factor, and has \[\]"),
+        (
+            {"rope_scaling": {"type": "linear", "original_max_position_embeddings": "x"}},
+            "original_max_position_embeddings, and has 'x'",
+        ),
+        ({"rope_theta": float("inf")}, "number as rope_theta, and has inf"),
+        ({"rope_theta": 10**400}, "number as rope_theta"),
+        ({"partial_rotary_factor": {}}, "number as partial_rotary_factor"),
+        ({"partial_rotary_factor": 2.0}, "rotates 256 entries"),
+        ({"partial_rotary_factor": 1e-9}, "rotates 0 entries"),
+        ({"rms_norm_eps": "x"}, "number as rms_norm_eps, and has 'x'"),
+        ({"rms_norm_eps": True}, "number as rms_norm_eps, and has True"),
+        ({"hidden_act": ["silu"]}, r"activation is \['silu'\], which is not supported"),
+        ({"architectures": "MistralForCausalLM"}, "list of names as architectures, and has 'MistralForCausalLM'"),
+        ({"architectures": [["MistralForCausalLM"]]}, "list of names as architectures"),
+        ({"sliding_window": "x"}, "sliding_window, and has 'x'"),
+        ({"sliding_window": 0}, "sliding_window, and has 0"),
+        (QWEN | {"sliding_window": "x"}, "sliding_window, and has 'x'"),
+        (QWEN | {"max_window_layers": "x"}, "max_window_layers, and has 'x'"),
+        (QWEN | {"layer_types": "sliding_attention"}, "list of 32 kinds as layer_types"),
+        (QWEN | {"layer_types": ["sliding_attention"]}, "list of 32 kinds as layer_types"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_a_sentence(change, sentence):
     with pytest.raises(ModelError, match=sentence):
         DecoderConfig.from_hf(MISTRAL_7B | change)
+
+
+def test_null_means_the_default():
+    nothing = dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_scaling", "quantization_config", "hidden_act"))
+    config = DecoderConfig.from_hf(MISTRAL_7B | nothing)
+    assert (config.norm_eps, config.rotary.theta) == (1e-6, 10000.0)
+    assert config.activation is Activation.SILU
+
+
+def test_a_window_may_cover_every_layer():
+    assert DecoderConfig.from_hf(MISTRAL_7B | QWEN | {"max_window_layers": 0}).windows == (4096,) * 32

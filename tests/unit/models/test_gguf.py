@@ -80,8 +80,8 @@ def finish(writer: GGUFWriter) -> None:
     writer.close()
 
 
-def write_model(path, architecture: str, model, kind: GGMLQuantizationType) -> None:
-    """The model as llama.cpp's converter writes it; the model itself takes the quantized values."""
+def write_model(path, architecture: str, model, kind: GGMLQuantizationType, more=None) -> None:
+    """The model as llama.cpp's converter writes it, and `more` tensors; it takes the quantized values itself."""
     writer = write_header(path, architecture, model.config)
     tied = model.config.tie_word_embeddings
     with torch.no_grad():
@@ -96,6 +96,8 @@ def write_model(path, architecture: str, model, kind: GGMLQuantizationType) -> N
                 data = permute(data, heads[role])
             if not (tied and name.startswith("lm_head")):
                 writer.add_tensor(gguf_name(name), np.ascontiguousarray(data), raw_dtype=stored)
+    for name, array in (more or {}).items():
+        writer.add_tensor(name, array)
     finish(writer)
 
 
@@ -103,6 +105,7 @@ MODELS = {
     "llama": LlamaConfig(**TINY),
     "llama, tied": LlamaConfig(**TINY, tie_word_embeddings=True),
     "llama, biases": LlamaConfig(**TINY, attention_bias=True),
+    "llama, biases of the feed-forward layers too": LlamaConfig(**TINY, attention_bias=True, mlp_bias=True),
     "qwen2": Qwen2Config(**TINY),
     "qwen3": Qwen3Config(**TINY),
 }
@@ -115,6 +118,14 @@ def test_every_architecture_gives_the_logits_of_transformers(name, make_hf_model
     expected = hf_logits(model, TOKENS)
     ours = open_model(tmp_path / "model.gguf").step([("a", TOKENS)])[0]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_sub_norm.weight", "blk.0.attn_q.scale", "output.bias"])
+def test_a_tensor_that_no_decoder_here_has_is_refused_not_dropped(name, make_hf_model, open_model, tmp_path):
+    model = make_hf_model(MODELS["llama"])
+    write_model(tmp_path / "x.gguf", "llama", model, GGMLQuantizationType.F32, {name: np.ones(64, np.float32)})
+    with pytest.raises(ModelError, match="which its config does not call for"):
+        open_model(tmp_path / "x.gguf")
 
 
 QUANTIZABLE = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]
@@ -197,6 +208,11 @@ def test_scalings_are_read_from_metadata_and_from_factor_tensors(tmp_path):
     llama3 = minimal(tmp_path / "b.gguf", tensors=("token_embd.weight", "rope_freqs.weight"))
     rotary = DecoderConfig.from_hf(open_gguf(llama3).config).rotary
     assert (rotary.kind, rotary.short_factors) == (RotaryKind.FACTORS, (2.0,) * 16)
+
+
+def test_a_part_of_each_head_that_is_no_number_says_so(tmp_path):
+    with pytest.raises(ModelError, match=r"llama\.rope\.dimension_count, and has 'all'"):
+        open_gguf(minimal(tmp_path / "x.gguf", rope__dimension_count="all"))
 
 
 def test_an_unsupported_architecture_is_named(tmp_path):

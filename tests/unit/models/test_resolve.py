@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from octavo.errors import ModelError
 from octavo.models.resolve import FileKind, resolve_model
@@ -91,7 +95,7 @@ def test_a_file_of_another_kind(tmp_path):
 def test_a_hub_id_is_fetched_without_anything_that_could_run(directory, monkeypatch):
     asked = {}
 
-    def snapshot_download(repo_id, allow_patterns):
+    def snapshot_download(repo_id, allow_patterns, ignore_patterns):
         asked[repo_id] = allow_patterns
         return str(directory)
 
@@ -104,12 +108,39 @@ def test_a_hub_id_is_fetched_without_anything_that_could_run(directory, monkeypa
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in patterns)
 
 
-def test_no_network_is_one_sentence(monkeypatch):
-    def snapshot_download(repo_id, allow_patterns):
-        raise ConnectionError("no route")
+def test_the_same_weights_in_another_layout_are_not_fetched_a_second_time(directory, monkeypatch):
+    names = ["config.json", "consolidated.safetensors", "model-00001-of-00002.safetensors", "tokenizer.model"]
+    fetched = []
+
+    def snapshot_download(repo_id, **patterns):
+        fetched.extend(filter_repo_objects(names, **patterns))
+        return str(directory)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(
-        ModelError, match="There is no directory organisation/name, and the model hub cannot be reached"
-    ):
+    resolve_model("organisation/name")
+    assert fetched == ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ConnectionError("no route"), "the model hub cannot be reached to fetch it: no route; name a local"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "cannot be reached .*Connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "cannot be reached .*Name or service not known"),
+        (RuntimeError("first line.\nsecond line"), "cannot be reached to fetch it: first line; name"),
+        (RuntimeError(), "cannot be reached to fetch it: RuntimeError; name"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/cache/blob"),
+            "^organisation/name cannot be fetched: No space left on device: /cache/blob\\.$",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), "^organisation/name cannot be fetched: Permission denied"),
+    ],
+)
+def test_what_keeps_a_model_from_being_fetched_is_one_sentence(error, sentence, monkeypatch):
+    def snapshot_download(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ModelError, match=sentence) as told:
         resolve_model("organisation/name")
+    assert "\n" not in str(told.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +52,34 @@ def test_a_missing_tensor_is_named(checkpoint):
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(checkpoint):
     with pytest.raises(ModelError, match=r"embed_tokens\.weight has the shape \[40, 32\] .* \[41, 32\]"):
         load(checkpoint, vocab_size=41)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({"mlp_bias": False}, r"the tensor model\.layers\.0\.mlp\.\w+_proj\.bias and 5 more"),
+        ({"attention_bias": False}, r"the tensor model\.layers\.0\.self_attn\.\w_proj\.bias and 7 more"),
+        ({"num_hidden_layers": 1}, r"the tensor model\.layers\.1\.\S+ and 15 more"),
+    ],
+)
+def test_tensors_that_the_config_does_not_call_for_are_named_not_dropped(checkpoint, changes, tensors):
+    with pytest.raises(ModelError, match=f"{tensors}, which its config does not call for"):
+        load(checkpoint, **changes)
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.bias", "model.layers.0.self_attn.q_norm.weight", "model.layers.0.mlp.up_proj.weight_scale"]
+)
+def test_a_single_tensor_too_many_is_named(checkpoint, name):
+    tensors = {**checkpoint.tensors, name: checkpoint.tensors["model.norm.weight"]}
+    with pytest.raises(ModelError, match=rf"the tensor {re.escape(name)}, which its config does not call for"):
+        load(replace(checkpoint, tensors=tensors))
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
+def test_buffers_that_are_computed_may_be_there(checkpoint, name):
+    tensors = {**checkpoint.tensors, name: checkpoint.tensors["model.norm.weight"]}
+    assert len(load(replace(checkpoint, tensors=tensors)).layers) == 2
 
 
 def test_nothing_is_loaded_when_something_is_missing(checkpoint):

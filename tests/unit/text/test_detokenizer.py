@@ -181,3 +181,51 @@ def test_a_stop_string_before_it_may_stop_is_ordinary_text() -> None:
         detokenizer.append(token, may_stop=index >= 2)
     detokenizer.flush()
     assert detokenizer.take_text() == "axb"
+
+
+def spread() -> tuple[Tokenizer, int, list[int]]:
+    """Tokens of which one ends a word and begins a character: its id, and those that finish a fox."""
+    tokenizer = byte_level()
+    byte = [tokenizer.encode(piece).ids for piece in "🦊"][0]
+    joined = "end" + tokenizer.id_to_token(byte[0])
+    tokenizer.add_tokens([AddedToken(joined, normalized=False)])
+    return tokenizer, tokenizer.token_to_id(joined), byte[1:]
+
+
+def test_whole_characters_are_shown_while_the_one_after_them_is_unfinished() -> None:
+    tokenizer, joined, rest = spread()
+    expected = tokenizer.decode([joined, *rest])
+    assert expected == "end🦊"
+    assert stream(tokenizer, [joined, *rest]) == ["end", *[""] * (len(rest) - 1), "🦊", ""]
+    assert stream(tokenizer, [joined]) == ["end", "\ufffd"]
+
+
+def test_a_stop_string_is_found_with_its_token_though_a_character_begins_in_it() -> None:
+    tokenizer, joined, _ = spread()
+    detokenizer = Detokenizer(tokenizer, ("end",))
+    detokenizer.append(joined)
+    assert detokenizer.stopped == "end"
+    detokenizer.flush()
+    assert detokenizer.take_text() == ""
+
+
+def test_a_stop_string_before_an_unfinished_character_is_ordinary_text_where_it_may_not_stop() -> None:
+    tokenizer, joined, rest = spread()
+    detokenizer = Detokenizer(tokenizer, ("end",))
+    detokenizer.append(joined, may_stop=False)
+    for token in rest:
+        detokenizer.append(token)
+    detokenizer.flush()
+    assert detokenizer.take_text() == "end🦊"
+    assert detokenizer.stopped is None
+
+
+def test_a_stop_string_that_only_the_end_completes_is_told() -> None:
+    tokenizer = TOKENIZERS["byte-level"]
+    detokenizer = Detokenizer(tokenizer, ("a\ufffd",))
+    for token in tokenizer.encode("xa🦊").ids[:-1]:
+        detokenizer.append(token)
+    assert detokenizer.stopped is None
+    detokenizer.flush()
+    assert detokenizer.stopped == "a\ufffd"
+    assert detokenizer.take_text() == "x"
