@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import nan
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,13 +16,14 @@ from octavo.models.config import DecoderConfig, RotaryConfig, RotaryKind
 
 Fields: TypeAlias = Mapping[str, Any]
 Windows: TypeAlias = tuple[int | None, ...]
+_LARGEST = 2**31 - 1
 _MOST_LAYERS = 10_000  # a damaged file must not fill the memory
 
 
 def decoder_config(fields: Fields) -> DecoderConfig:
     """The configuration that a checkpoint's `config.json` describes; see `DecoderConfig.from_hf`."""
     name, family = _family(fields)
-    if method := (fields.get("quantization_config") or {}).get("quant_method"):
+    if method := _mapping(fields, "quantization_config").get("quant_method"):
         raise ModelError(
             f"The checkpoint is quantized with {method}, which is not supported; take one that is not "
             "quantized, or a GGUF."
@@ -44,7 +47,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         kv_heads=kv_heads,
         head_size=head_size,
         max_position=max_position,
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=_float(fields, "rms_norm_eps", 1e-6),
         rotary=_rotary(fields, head_size, max_position),
         windows=family.windows(fields, layers),
         activation=_activation(fields),
@@ -63,16 +66,25 @@ def _no_windows(fields: Fields, layers: int) -> Windows:
 
 def _one_window(fields: Fields, layers: int) -> Windows:
     # Mistral 7B's first configs leave the key out and mean the class's default; later ones say null.
-    return (fields.get("sliding_window", 4096),) * layers
+    return (_window(fields),) * layers
 
 
 def _upper_windows(fields: Fields, layers: int) -> Windows:
     """Qwen: off unless switched on, and then for the layers from max_window_layers on, or those layer_types names."""
-    window = fields.get("sliding_window", 4096) if fields.get("use_sliding_window", False) else None
-    kinds = fields.get("layer_types")
-    if kinds is not None:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
-    return tuple(window if layer >= fields.get("max_window_layers", 28) else None for layer in range(layers))
+    if not fields.get("use_sliding_window", False):
+        return _no_windows(fields, layers)
+    window, kinds = _window(fields), fields.get("layer_types")
+    if kinds is None:
+        first = _count(fields, "max_window_layers", default=28, least=0)
+        return tuple(window if layer >= first else None for layer in range(layers))
+    if not isinstance(kinds, list) or len(kinds) < layers:
+        raise ModelError(f"The model's config needs a list of {layers} kinds as layer_types, and has {kinds!r}.")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+
+
+def _window(fields: Fields) -> int | None:
+    window = fields.get("sliding_window", 4096)
+    return None if window is None else _count(fields, "sliding_window", default=4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +115,48 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 def _family(fields: Fields) -> tuple[str, Family]:
     names = fields.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"The model's config needs a list of names as architectures, and has {names!r}.")
     for name in names:
         if name in FAMILIES:
             return name, FAMILIES[name]
-    asked = ", ".join(map(str, names)) or fields.get("model_type") or "not named in its config"
+    asked = ", ".join(names) or fields.get("model_type") or "not named in its config"
     raise ModelError(
         f"The model's architecture is {asked}, which is not supported; supported are {', '.join(FAMILIES)}."
     )
 
 
-def _count(fields: Fields, key: str, default: int | None = None) -> int:
+def _count(fields: Fields, key: str, default: int | None = None, *, least: int = 1) -> int:
     value = fields.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"The model's config needs a positive integer as {key}, and has {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+        raise ModelError(f"The model's config needs an integer from {least} to {_LARGEST} as {key}, and has {value!r}.")
+    return value
+
+
+def _float(fields: Fields, key: str, default: float, *, or_zero: bool = False) -> float:
+    value = fields.get(key)
+    value = default if value is None else value
+    # The largest float bounds integers too, which JSON gives any number of digits; NaN fails every comparison.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value <= sys.float_info.max or (or_zero and value == 0)):
+        raise ModelError(f"The model's config needs a positive number as {key}, and has {value!r}.")
+    return float(value)
+
+
+def _floats(fields: Fields, key: str) -> tuple[float, ...]:
+    values = fields.get(key, [])
+    if not isinstance(values, list):
+        raise ModelError(f"The model's config needs a list of numbers as {key}, and has {values!r}.")
+    return tuple(_float({key: value}, key, nan) for value in values)
+
+
+def _mapping(fields: Fields, key: str) -> Fields:
+    value = fields.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ModelError(f"The model's config needs an object as {key}, and has {value!r}.")
     return value
 
 
@@ -129,8 +169,8 @@ def _activation(fields: Fields) -> Activation:
         "gelu_new": Activation.GELU_TANH,
         "relu": Activation.RELU,
     }
-    name = fields.get("hidden_act", "silu")
-    if name not in names:
+    name = fields.get("hidden_act") or "silu"
+    if not isinstance(name, str) or name not in names:
         raise ModelError(
             f"The model's activation is {name!r}, which is not supported; supported are {', '.join(names)}."
         )
@@ -147,13 +187,13 @@ def _dtype(fields: Fields) -> DType:
 
 def _rotary(fields: Fields, head_size: int, max_position: int) -> RotaryConfig:
     """From `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
-    scaling = dict(fields.get("rope_scaling") or {}) | dict(fields.get("rope_parameters") or {})
-
-    def value(key: str, default: Any) -> Any:
-        found = scaling.get(key)
-        return default if found is None else found
-
-    name = str(value("rope_type", value("type", "default")))
+    outside = {key: fields.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    inside = (_mapping(fields, "rope_scaling"), _mapping(fields, "rope_parameters"))
+    # Some checkpoints keep the trained context outside too; transformers lets that one win.
+    winning = {"original_max_position_embeddings": fields.get("original_max_position_embeddings")}
+    parts = (outside, *inside, winning)
+    scaling = {key: value for part in parts for key, value in part.items() if value is not None}
+    name = str(scaling.get("rope_type", scaling.get("type", "default")))
     try:
         kind = RotaryKind.LONGROPE if name == "su" else RotaryKind(name)
     except ValueError:
@@ -161,29 +201,31 @@ def _rotary(fields: Fields, head_size: int, max_position: int) -> RotaryConfig:
         raise ModelError(
             f"The model's rotary scaling is {name!r}, which is not supported; supported are {supported}."
         ) from None
-    partial = float(value("partial_rotary_factor", fields.get("partial_rotary_factor") or 1.0))
-    # Some checkpoints keep the trained context outside; transformers lets that one win.
-    original = fields.get("original_max_position_embeddings") or value("original_max_position_embeddings", max_position)
+    original = _count(scaling, "original_max_position_embeddings", default=max_position)
     scaled = kind not in (RotaryKind.DEFAULT, RotaryKind.FACTORS)
+    size = head_size * _float(scaling, "partial_rotary_factor", 1.0)
+    if not 2 <= size <= head_size or int(size) % 2:
+        raise ModelError(
+            f"The model rotates {size:g} entries of each head, and rotary pairs need an even number of at "
+            f"most {head_size}."
+        )
     rotary = RotaryConfig(
-        size=int(head_size * partial),
-        theta=float(value("rope_theta", fields.get("rope_theta") or 10000.0)),
+        size=int(size),
+        theta=_float(scaling, "rope_theta", 10000.0),
         kind=kind,
-        factor=float(value("factor", max_position / original)) if scaled else 1.0,
-        original_max_position=int(original),
-        attention_factor=scaling.get("attention_factor"),
-        low_freq_factor=float(value("low_freq_factor", 1.0)),
-        high_freq_factor=float(value("high_freq_factor", 4.0)),
-        beta_fast=float(value("beta_fast", 32.0)),
-        beta_slow=float(value("beta_slow", 1.0)),
-        mscale=float(value("mscale", 0.0)),
-        mscale_all_dim=float(value("mscale_all_dim", 0.0)),
-        truncate=bool(value("truncate", True)),
-        short_factors=tuple(value("short_factor", ())),
-        long_factors=tuple(value("long_factor", ())),
+        factor=_float(scaling, "factor", max_position / original) if scaled else 1.0,
+        original_max_position=original,
+        attention_factor=_float(scaling, "attention_factor", 1.0) if "attention_factor" in scaling else None,
+        low_freq_factor=_float(scaling, "low_freq_factor", 1.0),
+        high_freq_factor=_float(scaling, "high_freq_factor", 4.0),
+        beta_fast=_float(scaling, "beta_fast", 32.0),
+        beta_slow=_float(scaling, "beta_slow", 1.0),
+        mscale=_float(scaling, "mscale", 0.0, or_zero=True),
+        mscale_all_dim=_float(scaling, "mscale_all_dim", 0.0, or_zero=True),
+        truncate=bool(scaling.get("truncate", True)),
+        short_factors=_floats(scaling, "short_factor"),
+        long_factors=_floats(scaling, "long_factor"),
     )
-    if rotary.size % 2:
-        raise ModelError(f"The model rotates {rotary.size} entries of each head, and rotary pairs need an even number.")
     expected = {
         RotaryKind.LONGROPE: (rotary.short_factors, rotary.long_factors),
         RotaryKind.FACTORS: (rotary.short_factors,),

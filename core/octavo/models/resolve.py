@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ Progress: TypeAlias = Callable[[str, float], None]
 # only.
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_HUB_DUPLICATES = ["consolidated*.safetensors"]  # Mistral's own layout of the same weights
 
 
 class FileKind(Enum):
@@ -87,18 +89,35 @@ def _from_hub(model: str, progress: Progress | None) -> Path:
     if progress is not None:
         progress(f"fetching {model} from the model hub", 0.0)
     try:
-        directory = Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        directory = Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
     except GatedRepoError:
         raise ModelError(f"{model} is gated: ask for access on its page, then log in with `hf auth login`.") from None
     except RepositoryNotFoundError:
         raise ModelError(
             f"There is no directory {model}, and the model hub has no public model of that name."
         ) from None
-    except Exception:  # no network: the library lets its HTTP client's own errors through
+    except Exception as error:  # the library lets its HTTP client's own errors through
+        if _is_local(error):
+            raise ModelError(f"{model} cannot be fetched: {_reason(error)}.") from None
         raise ModelError(
-            f"There is no directory {model}, and the model hub cannot be reached to fetch it; "
+            f"There is no directory {model}, and the model hub cannot be reached to fetch it: {_reason(error)}; "
             f"name a local directory or .gguf file, or use {DEMO!r}."
         ) from None
     if progress is not None:
         progress(f"fetched {model}", 1.0)
     return directory
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether this machine failed (a full disk, a folder that cannot be written), not the way to the hub."""
+    remote = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    return isinstance(error, OSError) and error.errno is not None and not remote
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, without the full stop."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    lines = said.strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(" .:")

@@ -29,6 +29,8 @@ from octavo.models.resolve import Progress
 from octavo.models.rotary import cos_sin_table
 
 _EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_DECODER = ("model.", "lm_head.")
+_COMPUTED = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")  # buffers of old checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ def load_weights(
 
     positions: rows of the rotary table, the longest context that will be served; None takes
         config.max_position.
-    Raises ModelError for tensors that are missing or of another shape than the config says, before anything
-    is loaded, and for a number of shards that the heads do not divide into; DeviceOutOfMemoryError.
+    Raises ModelError for tensors that are missing, too many, or of another shape than the config says, before
+    anything is loaded, and for a number of shards that the heads do not divide into; DeviceOutOfMemoryError.
     """
     _check_tensors(config, checkpoint)
     _check_shards(config, device.collectives.size)
@@ -176,20 +178,31 @@ def _expected(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _check_tensors(config: DecoderConfig, checkpoint: Checkpoint) -> None:
-    missing = [name for name, _ in _expected(config) if name not in checkpoint.tensors]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    expected = dict(_expected(config))
+    model = f"({config.architecture}, {config.layers} layers)"
+    if missing := [name for name in expected if name not in checkpoint.tensors]:
         raise ModelError(
-            f"{checkpoint.path} lacks the tensor {missing[0]}{more}, which its config calls for "
-            f"({config.architecture}, {config.layers} layers)."
+            f"{checkpoint.path} lacks the tensor {_and_more(missing)}, which its config calls for {model}."
         )
-    for name, shape in _expected(config):
+    # A bias or a norm left out would go unnoticed but for the quality of the text. A tied head may be stored too.
+    known = {*expected, _HEAD}
+    decoder = (name for name in checkpoint.tensors if name.startswith(_DECODER) and not name.endswith(_COMPUTED))
+    if surplus := sorted(name for name in decoder if name not in known):
+        raise ModelError(
+            f"{checkpoint.path} holds the tensor {_and_more(surplus)}, which its config does not call for {model}; "
+            "without it the model would be another one."
+        )
+    for name, shape in expected.items():
         if (found := checkpoint.tensors[name].shape) != shape:
             raise ModelError(
                 f"{checkpoint.path}: tensor {name} has the shape {list(found)} where its config calls "
                 f"for {list(shape)}; "
                 "the config and the weights do not belong together."
             )
+
+
+def _and_more(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _check_shards(config: DecoderConfig, size: int) -> None:

@@ -2,9 +2,10 @@
 
 A token's text depends on its neighbours: a character's bytes may be spread over tokens, and some decoders
 drop the space at the start. So a short window of tokens is decoded at each step, a context whose text is
-known followed by the new tokens, and what goes beyond the context's text is new. It is shown once it ends in
-a whole character. (The method is the one of Hugging Face TGI and vLLM; `tokenizers`' own DecodeStream raises
-where a prefix decodes differently in a longer sequence, and cannot give out an unfinished end.)
+known followed by the new tokens, and what goes beyond the context's text is new. Its whole characters are
+shown at once; an unfinished one at its end waits, and its tokens stay new until it is whole. (The method is
+the one of Hugging Face TGI and vLLM; `tokenizers`' own DecodeStream raises where a prefix decodes differently
+in a longer sequence, and cannot give out an unfinished end.)
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Detokenizer:
         self._context: list[int] = []
         self._context_text = ""
         self._waiting: list[int] = []
+        self._pushed = 0  # characters of the waiting tokens' text that have gone on already
         self._ready: list[str] = []
         if tail := list(prompt_token_ids[-_CONTEXT:]):
             text = self._decode(tail)
@@ -55,7 +57,7 @@ class Detokenizer:
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that ended the text, or None."""
+        """The stop string that ended the text, or None; `flush` may be what completes it."""
         return self._checker.matched
 
     def append(self, token_id: int, *, may_stop: bool = True) -> None:
@@ -75,8 +77,10 @@ class Detokenizer:
                 self._waiting.clear()
             return
         if new.endswith(_REPLACEMENT) and len(self._waiting) <= _LONGEST_WAIT:
-            return
-        self._emit(new)
+            self._push(new.rstrip(_REPLACEMENT))
+        else:
+            self._push(new)
+            self._advance()
 
     def take_text(self) -> str:
         """The text that became safe to show since the last call: whole characters, no part of a stop."""
@@ -85,14 +89,21 @@ class Detokenizer:
         return text
 
     def flush(self) -> None:
-        """The sequence has ended: what was held back becomes ready too."""
+        """The sequence has ended: what was held back becomes ready too, or is found to complete a stop string."""
         if self._waiting and self.stopped is None:
-            self._emit(self._decode(self._context + self._waiting)[len(self._context_text) :])
+            self._push(self._decode(self._context + self._waiting)[len(self._context_text) :])
+            self._advance()
         self._ready.append(self._checker.flush())
 
-    def _emit(self, new: str) -> None:
-        self._ready.append(self._checker.push(new, active=self._may_stop))
-        self._context, self._waiting = self._waiting, []
+    def _push(self, new: str) -> None:
+        """Hand on the waiting tokens' text beyond what went on before."""
+        if len(new) > self._pushed:
+            self._ready.append(self._checker.push(new[self._pushed :], active=self._may_stop))
+            self._pushed = len(new)
+
+    def _advance(self) -> None:
+        """The waiting tokens become the context."""
+        self._context, self._waiting, self._pushed = self._waiting, [], 0
         self._context_text = self._decode(self._context)
 
     def _decode(self, token_ids: list[int]) -> str:

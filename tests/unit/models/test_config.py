@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo.backend import Activation, DType
 from octavo.errors import ModelError
@@ -30,6 +34,11 @@ MISTRAL_7B = {
     "use_cache": True,
     "vocab_size": 32000,
 }
+KEYS = [
+    *MISTRAL_7B,
+    *("dtype", "head_dim", "layer_types", "max_window_layers", "original_max_position_embeddings"),
+    *("partial_rotary_factor", "quantization_config", "rope_parameters", "rope_scaling"),
+]
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
 
 
@@ -78,8 +87,10 @@ def test_an_unsupported_architecture_is_named_with_those_that_are_supported():
         ({"rope_theta": float("inf")}, "number as rope_theta, and has inf"),
         ({"rope_theta": 10**400}, "number as rope_theta"),
         ({"partial_rotary_factor": {}}, "number as partial_rotary_factor"),
+        ({"partial_rotary_factor": 1e308}, "rotates inf entries"),
+        ({"max_position_embeddings": 10**400}, "to 2147483647 as max_position_embeddings"),
         ({"partial_rotary_factor": 2.0}, "rotates 256 entries"),
-        ({"partial_rotary_factor": 1e-9}, "rotates 0 entries"),
+        ({"partial_rotary_factor": 1e-9}, "rotates 1.28e-07 entries"),
         ({"rms_norm_eps": "x"}, "number as rms_norm_eps, and has 'x'"),
         ({"rms_norm_eps": True}, "number as rms_norm_eps, and has True"),
         ({"hidden_act": ["silu"]}, r"activation is \['silu'\], which is not supported"),
@@ -107,3 +118,16 @@ def test_null_means_the_default():
 
 def test_a_window_may_cover_every_layer():
     assert DecoderConfig.from_hf(MISTRAL_7B | QWEN | {"max_window_layers": 0}).windows == (4096,) * 32
+
+
+DAMAGED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "factor"]), inner),
+    max_leaves=3,
+)
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(KEYS), DAMAGED, min_size=1, max_size=2))
+def test_a_damaged_config_is_read_or_refused_with_a_sentence(architecture, damage):
+    with contextlib.suppress(ModelError):
+        DecoderConfig.from_hf(MISTRAL_7B | QWEN | {"architectures": [architecture]} | damage)

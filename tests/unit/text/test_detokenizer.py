@@ -186,7 +186,7 @@ def test_a_stop_string_before_it_may_stop_is_ordinary_text() -> None:
 def spread() -> tuple[Tokenizer, int, list[int]]:
     """Tokens of which one ends a word and begins a character: its id, and those that finish a fox."""
     tokenizer = byte_level()
-    byte = [tokenizer.encode(piece).ids for piece in "🦊"][0]
+    byte = tokenizer.encode("🦊").ids
     joined = "end" + tokenizer.id_to_token(byte[0])
     tokenizer.add_tokens([AddedToken(joined, normalized=False)])
     return tokenizer, tokenizer.token_to_id(joined), byte[1:]

@@ -77,7 +77,8 @@ _TENSORS = MappingProxyType(
 )
 _F32, _F16, _BF16 = 0, 1, 30  # ggml's numbers
 _PLAIN = MappingProxyType({_F32: DType.FLOAT32, _F16: DType.FLOAT16, _BF16: DType.BFLOAT16})
-_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(\w+)")
+_COMPUTED = frozenset({"rope_freqs", "rope_factors_long", "rope_factors_short", "attn_rot_embd"})
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -113,12 +114,15 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def _hf_name(name: str) -> str | None:
-    """The Hugging Face name of a tensor, or None for one that is not part of the decoder (frequency factors)."""
+    """The Hugging Face name of a tensor, or None for one that is not part of the decoder (frequency factors).
+
+    A layer's tensor of an unknown role keeps it: loading then says that it has no place, and drops nothing.
+    """
     if match := _LAYER_TENSOR.fullmatch(name):
         layer, role, kind = match.groups()
-        return f"model.layers.{layer}.{_TENSORS[role]}.{kind}" if role in _TENSORS else None
+        return None if role in _COMPUTED else f"model.layers.{layer}.{_TENSORS.get(role, role)}.{kind}"
     role, _, kind = name.rpartition(".")
-    return f"{_TENSORS[role]}.{kind}" if role in _TENSORS else None
+    return None if role in _COMPUTED else f"{_TENSORS.get(role, f'model.{role}')}.{kind}"
 
 
 def _config(
@@ -154,6 +158,7 @@ def _config(
     config["vocab_size"] = stored["token_embd.weight"].shape[0]
     config["tie_word_embeddings"] = "output.weight" not in stored
     config["attention_bias"] = "blk.0.attn_q.bias" in stored
+    config["mlp_bias"] = "blk.0.ffn_gate.bias" in stored
     config["eos_token_id"] = metadata.get("tokenizer.ggml.eos_token_id")
     config["bos_token_id"] = metadata.get("tokenizer.ggml.bos_token_id")
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
@@ -168,7 +173,12 @@ def _rotary(file: GGUFFile, prefix: str, head_size: int, stored: Mapping[str, GG
     for key, hf_key in _SCALING.items():
         if (value := metadata.get(f"{prefix}.{key}")) is not None:
             rotary[hf_key] = value
-    rotary["partial_rotary_factor"] = metadata.get(f"{prefix}.rope.dimension_count", head_size) / head_size
+    size = metadata.get(f"{prefix}.rope.dimension_count", head_size)
+    if not isinstance(size, int | float):
+        raise ModelError(
+            f"{file.path} needs one number as its metadata {prefix}.rope.dimension_count, and has {size!r}."
+        )
+    rotary["partial_rotary_factor"] = size / head_size
     if "rope_freqs.weight" in stored:
         rotary |= {"rope_type": "factors", "short_factor": _floats(stored["rope_freqs.weight"])}
     if "rope_factors_long.weight" in stored and "rope_factors_short.weight" in stored:
