@@ -12,7 +12,7 @@ NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*)
 
 help:
 	@echo "make serve      serve a real model on http://127.0.0.1:8000 (MODEL=demo)"
-	@echo "make test       lint and run the tests"
+	@echo "make test       run the tests"
 	@echo "make setup      install what serving needs into $(VENV)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make test-slow  the tests that take minutes each"

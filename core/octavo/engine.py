@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from octavo.backend import DeviceLostError
+from octavo.backend import BackendError, DeviceLostError
 from octavo.cache import BlockManager
 from octavo.config import EngineConfig
-from octavo.loading import EngineInfo, LoadedModel, load_model
+from octavo.loading import EngineInfo, LoadedModel, load_failure, load_model
 from octavo.outputs import RequestUpdate
 from octavo.processor import EngineRequest, Limits, RequestProcessor
 from octavo.request_state import RequestState
@@ -65,7 +65,14 @@ class Engine:
             ),
             self._blocks,
         )
-        self._runner = Runner(loaded.device, loaded.model, loaded.weights, loaded.cache)
+        try:
+            self._runner = Runner(loaded.device, loaded.model, loaded.weights, loaded.cache)
+        except BackendError:
+            loaded.device.close()
+            raise
+        except Exception as error:
+            loaded.device.close()
+            raise load_failure(loaded.device, error) from error
         self._config = config
         self._states: dict[str, RequestState] = {}
         self._ended: list[RequestUpdate] = []  # ended outside a step; reported by the next one
@@ -157,10 +164,24 @@ class Engine:
                 raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
             if len(plan.chunks) == 1:
                 return [self._fail(plan.chunks[0], error)]
-            _log.warning("A step of %d chunks failed; they run one by one: %s", len(plan.chunks), error)
-            alone = (part for part in plan.one_by_one() if not part.chunks[0].sequence.is_finished)
-            return [update for part in alone for update in self._run(part)]
+            return self._run_one_by_one(plan, error)
         return self._commit(plan, rows, outputs)
+
+    def _run_one_by_one(self, plan: Plan, error: Exception) -> list[RequestUpdate]:
+        _log.warning("A step of %d chunks failed; they run one by one: %s", len(plan.chunks), error)
+        updates: list[RequestUpdate] = []
+        try:
+            self._runner.copy(plan.copies)
+        except Exception as copying:
+            # Whose blocks were not copied cannot be told any more: nobody of this step may go on with wrong ones.
+            for chunk in plan.chunks:
+                if not chunk.sequence.is_finished:
+                    updates.append(self._fail(chunk, copying))
+            return updates
+        for part in plan.one_by_one():
+            if not part.chunks[0].sequence.is_finished:
+                updates += self._run(part)
+        return updates
 
     def _rows(self, plan: Plan) -> list[list[LogitRow]]:
         """The logits each chunk wants, chunk by chunk."""
@@ -199,7 +220,8 @@ class Engine:
 
     def _fail(self, chunk: Chunk, error: Exception) -> RequestUpdate:
         state = self._state(chunk)
-        _log.error("Request %s failed.", state.request.request_id, exc_info=error)
+        traceback = None if isinstance(error, BackendError) else error  # a backend's own sentence says enough
+        _log.error("Request %s failed: %s", state.request.request_id, error, exc_info=traceback)
         self._scheduler.abort(state.request.request_id)
         return self._end(state, FinishReason.ERROR, f"It could not be computed: {type(error).__name__}: {error}")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from octavo.backend import Device, DeviceConfig, DType
+from octavo.backend import BackendError, Device, DeviceConfig, DType
 from octavo.backend.discovery import OpenedDevice, open_device
 from octavo.config import EngineConfig
+from octavo.errors import OctavoError
 from octavo.models.checkpoint import Checkpoint, open_checkpoint
 from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights
@@ -70,9 +71,12 @@ def load_model(config: EngineConfig, progress: Progress | None = None) -> Loaded
         weights = load_weights(
             model, draft.checkpoint, device, draft.dtype, positions=cache.max_model_len, progress=progress
         )
-    except BaseException:
+    except (OctavoError, BackendError):
         opened.device.close()
         raise
+    except Exception as error:
+        opened.device.close()
+        raise load_failure(opened.device, error) from error
     return LoadedModel(_info(config, draft, cache, tokenizer.eos_token_ids), device, model, weights, cache, tokenizer)
 
 
@@ -96,6 +100,12 @@ class _Draft:
     dtype: DType
     kv_dtype: DType
     weights_bytes: int
+
+
+def load_failure(device: Device, error: Exception) -> BackendError:
+    """One sentence for what a device raised, unforeseen, while a model was loaded onto it."""
+    name = device.info.backend
+    return BackendError(f"Backend {name!r} failed while the model was loaded: {type(error).__name__}: {error}")
 
 
 def _open(config: EngineConfig) -> OpenedDevice:

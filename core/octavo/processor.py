@@ -14,6 +14,7 @@ from octavo.models.tokenizer import Tokenizer
 from octavo.sampling.params import SamplingParams
 
 MAX_REQUEST_ID_LENGTH = 256
+MAX_CACHE_SALT_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,12 @@ class RequestProcessor:
                     f"Message {index} is {type(message).__name__}; each message has a role and a content.",
                     param="messages",
                 )
-        self._check_characters("messages", sum(len(str(message.get("content", ""))) for message in messages))
+        self.check_characters("messages", sum(len(str(message.get("content", ""))) for message in messages))
         token_ids = self.tokenizer.apply_chat_template(messages, **(chat_template_kwargs or {}))
         return self._request(request_id, None, token_ids, params, priority, cache_salt, param="messages")
 
-    # ---------------------------------------------------------------------------------------------------- details
-
-    def _encode(self, prompt: str) -> list[int]:
-        self._check_characters("prompt", len(prompt))
-        return self.tokenizer.encode(prompt)
-
-    def _check_characters(self, param: str, characters: int) -> None:
-        # Bounds the tokenizer's work: text of this length cannot fit the context whatever it says.
+    def check_characters(self, param: str, characters: int) -> None:
+        """Bound the tokenizer's work: text longer than this cannot fit the context, whatever it says."""
         most = self.limits.max_model_len * self.tokenizer.longest_token
         if characters > most:
             raise InvalidRequestError(
@@ -102,6 +97,12 @@ class RequestProcessor:
                 param=param,
                 code="context_length_exceeded",
             )
+
+    # ---------------------------------------------------------------------------------------------------- details
+
+    def _encode(self, prompt: str) -> list[int]:
+        self.check_characters("prompt", len(prompt))
+        return self.tokenizer.encode(prompt)
 
     def _checked(self, prompt: Sequence[int]) -> list[int]:
         if isinstance(prompt, Mapping) or not (hasattr(prompt, "__len__") and hasattr(prompt, "__iter__")):
@@ -118,7 +119,7 @@ class RequestProcessor:
         if isinstance(token, int | np.integer) and not isinstance(token, bool) and 0 <= token < size:
             return int(token)
         raise InvalidRequestError(
-            f"{param} holds token id {token!r}; this model's token ids are 0 to {size - 1}.", param=param
+            f"{param} holds token id {_shown(token)}; this model's token ids are 0 to {size - 1}.", param=param
         )
 
     def _too_long(self, tokens: int, param: str) -> None:
@@ -175,6 +176,15 @@ class RequestProcessor:
             self._token("stop_token_ids", token)
         for token in params.logit_bias:
             self._token("logit_bias", token)
+        if not isinstance(cache_salt, str) or len(cache_salt) > MAX_CACHE_SALT_LENGTH:
+            raise InvalidRequestError(
+                f"cache_salt takes a string of at most {MAX_CACHE_SALT_LENGTH} characters.", param="cache_salt"
+            )
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(2**63) <= priority < 2**63:
             raise InvalidRequestError("priority takes an integer of 64 bits.", param="priority")
         return EngineRequest(request_id, tuple(token_ids), params, prompt, priority, cache_salt, time.time())
+
+
+def _shown(token: object) -> str:
+    # A very long integer is not shown: Python refuses to print it.
+    return "of more than 64 bits" if isinstance(token, int) and abs(token) >= 2**64 else repr(token)[:64]

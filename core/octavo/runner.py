@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from octavo.backend import AttentionMetadata, Bucket, Device, KVCache, Step, StepInputs
+from octavo.backend import AttentionMetadata, BackendError, Bucket, Device, KVCache, Step, StepInputs
 from octavo.backend.tree import flatten, tree_map, unflatten
 from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights, hidden_states, logits
@@ -53,6 +53,11 @@ class Runner:
         self._weights = weights
         self._block_size = cache.layout.block_size
         self._kv: KVCache = device.allocate_kv(cache.layout, cache.num_blocks)
+        if len(self._kv) != cache.layout.layers:
+            raise BackendError(
+                f"Backend {device.info.backend!r} allocated a KV cache of {len(self._kv)} layers for a model of "
+                f"{cache.layout.layers}: allocate_kv returns a list with one entry for each layer."
+            )
         capabilities = device.info.capabilities
         self._static = capabilities.static_shapes
         self._captures = capabilities.graph_capture
@@ -60,8 +65,7 @@ class Runner:
 
     def run(self, plan: Plan, rows: Sequence[LogitRow]) -> SamplerOutputs:
         """Run one step; the outputs are NumPy arrays [rows]. `rows` is in the order the caller wants them back."""
-        if plan.copies:
-            self._copy(plan.copies)
+        self.copy(plan.copies)
         decode_only = plan.num_decodes == len(plan.chunks)
         pad = self._static or (self._captures and decode_only)
         # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
@@ -109,14 +113,17 @@ class Runner:
             hidden, kv = hidden_states(model, ops, collectives, weights, kv, inputs)
             parts = []
             for start in range(0, hidden.shape[0], MAX_LOGIT_ROWS):
-                rows = itemgetter(slice(start, start + MAX_LOGIT_ROWS))
+                rows = itemgetter((slice(start, min(start + MAX_LOGIT_ROWS, hidden.shape[0])), ...))
                 sampling = tree_map(rows, inputs.sampling)
                 parts.append(sample(ops, logits(ops, collectives, weights, rows(hidden)), sampling, features))
             return _concatenated(parts), kv
 
         return step
 
-    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks, (source, target) each, all sources read before any target is written."""
+        if not copies:
+            return
         pairs = np.zeros((2, _size(len(copies), self._static)), np.int32)  # padding copies the null block onto itself
         pairs[:, : len(copies)] = np.asarray(copies, np.int32).T
         source, target = (self._device.upload(np.ascontiguousarray(side)) for side in pairs)

@@ -22,6 +22,7 @@ from octavo_server.engine_client import EngineClient, EngineDeadError, engine_cl
 from octavo_server.health import Heartbeat
 from octavo_server.http.app import build_app
 from octavo_server.http.errors import ApiError
+from octavo_server.http.protocol import Protocol
 from octavo_server.listen import bind, url
 from octavo_server.progress import LoadingProgress
 from octavo_server.report import describe
@@ -73,7 +74,8 @@ async def _serve(service: Service, listening: socket.socket, stop: _StopSignal) 
     server = _Server(
         uvicorn.Config(
             build_app(service),
-            http="h11",  # the parser that bounds headers
+            http=Protocol,  # h11, the parser that bounds headers, with bounds on time and connections
+            proxy_headers=False,  # nothing here depends on who the client says it is
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ws="none",
             lifespan="off",
@@ -112,7 +114,7 @@ async def _drain(service: Service, client: EngineClient) -> None:
     )
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            while client.num_streams and not client.died.done():
+            while (client.num_streams or service.in_flight) and not client.died.done():
                 await asyncio.sleep(0.05)
     client.fail_streams(ApiError(503, "The server is shutting down.", code="shutting_down"))
 

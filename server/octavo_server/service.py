@@ -14,7 +14,7 @@ from octavo.models.tokenizer import Tokenizer
 from octavo.outputs import RequestUpdate
 from octavo.processor import EngineRequest, Limits, RequestProcessor
 from octavo_server.engine_client import EngineClient
-from octavo_server.http.errors import ApiError
+from octavo_server.http.errors import ApiError, shown
 from octavo_server.metrics import Metrics
 from octavo_server.settings import Settings
 
@@ -36,6 +36,7 @@ class Service:
         )
         self.metrics = Metrics(settings.model_names[0], lambda: client.stats)
         self.draining = False
+        self.in_flight = 0  # requests not answered to the end
         self.started = time.time()
         client.on_step = self.metrics.observe_step
         # One worker: a tokenizer is not safe to share between threads, and the event loop must stay free.
@@ -49,7 +50,7 @@ class Service:
         if asked not in names:
             raise ApiError(
                 404,
-                f"There is no model {asked!r} here; this server has: {', '.join(names)}.",
+                f"There is no model {shown(asked)} here; this server has: {', '.join(names)}.",
                 param="model",
                 code="model_not_found",
             )

@@ -44,6 +44,14 @@ def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
+def _keys(value: object) -> object:
+    """Keys as `_words`; an empty one, as from a variable that is not set, would only look like protection."""
+    words = (value,) if isinstance(value, str) and not value.strip() else _words(value)
+    if isinstance(words, tuple | list) and any(not str(word).strip() for word in words):
+        raise ValueError("expected a key that is not empty")
+    return words
+
+
 def _pairs(value: object) -> object:
     """A mapping from `key=value` words; what is a mapping already (a table in the file) passes."""
     if isinstance(value, Mapping):
@@ -61,6 +69,7 @@ def _size(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Bytes = Annotated[int, BeforeValidator(_size)]
 
@@ -127,7 +136,7 @@ class Settings(BaseModel):
     host: str = _option("127.0.0.1", Group.SERVER, "Address to listen on.")
     port: int = _option(8000, Group.SERVER, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     uds: str | None = _option(None, Group.SERVER, "Path of a Unix domain socket to listen on instead.")
-    api_key: Words = _option(
+    api_key: Keys = _option(
         (),
         Group.SERVER,
         "Key that clients must send as a bearer token, repeatable. Default: no key is asked for.",

@@ -43,6 +43,8 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         ({"prompt": "a", "top_p": 1.01}, "top_p", "1"),
         ({"prompt": "a", "logit_bias": {"49152": 1}}, "logit_bias", "49151"),
         ({"prompt": "a", "stop_token_ids": [10**9]}, "stop_token_ids", "49151"),
+        ({"prompt": "a", "top_k": 2**70}, "top_k", "2147483647"),
+        ({"prompt": "a", "cache_salt": "s" * 1000}, "cache_salt", "256"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "not offered"),
         ({"prompt_embeds": "b", "prompt": "a"}, "prompt_embeds", "not offered"),
         ({}, "prompt", ""),
@@ -116,3 +118,20 @@ def test_token_ids_that_do_not_exist_are_not_detokenized(http: httpx.Client) -> 
 def test_after_all_of_this_the_server_serves(http: httpx.Client) -> None:
     answer = http.post("/v1/completions", content=json.dumps({"prompt": "a", "max_tokens": 1}))
     assert answer.status_code == 200
+
+
+def test_text_that_cannot_fit_the_context_is_not_tokenized(http: httpx.Client) -> None:
+    long = "word " * 200_000
+    for body in ({"prompt": long}, {"messages": [{"role": "user", "content": long}]}):
+        answer = http.post("/tokenize", json={"model": "demo", **body})
+        assert answer.status_code == 400
+        assert "at the very most" in error_of(answer)["message"]
+    answer = http.post("/detokenize", json={"model": "demo", "tokens": [1] * 100_000})
+    assert answer.status_code == 400
+    assert "at most" in error_of(answer)["message"]
+
+
+def test_messages_do_not_repeat_a_megabyte_of_what_was_sent(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", json={"model": "m" * 10**6, "prompt": "a"})
+    assert answer.status_code == 404
+    assert len(error_of(answer)["message"]) < 300

@@ -94,6 +94,22 @@ def test_an_interrupted_call_leaves_nothing_behind_for_the_next(llm: LLM, monkey
     assert len(llm.generate([[5, 6]], GREEDY)[0].outputs[0].token_ids) == 6
 
 
+def test_blocks_that_could_not_be_copied_leave_nobody_with_wrong_tokens(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(temperature=1.0, n=3, seed=3, max_tokens=6, ignore_eos=True)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    expected = [[output.token_ids for output in result.outputs] for result in llm.generate(prompts, params)]
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("copy engine stuck")
+
+    monkeypatch.setattr(llm.engine._runner._device.ops, "copy_blocks", broken, raising=False)
+    for result, right in zip(llm.generate(prompts, params), expected, strict=True):
+        assert result.error is not None or [output.token_ids for output in result.outputs] == right
+        assert result.error is not None
+
+
 def test_a_lost_device_ends_the_engine_with_the_reason(engine: Engine) -> None:
     engine.add(engine.processor.process("last", [1, DEATH], GREEDY))
     with pytest.raises(EngineDeadError, match="fell off the bus"):

@@ -7,6 +7,7 @@ opened or refused with a sentence, never replaced by another.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 
 import pluggy
 
-from octavo.backend.device import Device, DeviceConfig
+from octavo.backend.device import Device, DeviceConfig, DeviceInfo
 from octavo.backend.errors import ApiVersionError, BackendError, BackendUnavailableError, UnknownBackendError
 from octavo.backend.hooks import ENTRY_POINT_GROUP, PROJECT, Backend, BackendSpec, Probe
 from octavo.backend.version import API_VERSION, OLDEST_API_VERSION, accepts
@@ -37,9 +38,12 @@ class FoundBackend:
     def probe(self) -> Probe:
         """What the backend finds here; a probe that raises is an unavailable backend that says why."""
         try:
-            return self.backend.probe()
-        except Exception as error:
+            probe = self.backend.probe()
+        except (Exception, SystemExit) as error:
             return Probe(False, f"Its probe failed: {type(error).__name__}: {error}")
+        if not isinstance(probe, Probe):
+            return Probe(False, f"Its probe returned {type(probe).__name__} where a Probe is expected.")
+        return probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ class Discovery:
                 raise error(f"Backend {name!r} of package {failure.package} cannot be used: {failure.reason}")
         names = ", ".join(sorted(found.name for found in self.backends)) or "none"
         raise UnknownBackendError(
-            f"There is no backend {name!r}; installed are: {names}. "
-            f"A first-party backend is installed with: pip install octavo-{name}"
+            f"There is no backend {name!r}; installed are: {names}. A backend is a package of its own, found through "
+            f"the entry-point group {ENTRY_POINT_GROUP}: install the one you need."
         )
 
 
@@ -92,7 +96,7 @@ class OpenedDevice:
 
 def discover() -> Discovery:
     """Load every plugin of the entry-point group and ask it for its backends."""
-    backends: list[FoundBackend] = []
+    offers: list[tuple[str, FoundBackend]] = []
     failures: list[FailedPlugin] = []
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         package, version = _distribution(entry)
@@ -102,13 +106,16 @@ def discover() -> Discovery:
             reason = f"{type(error).__name__}: {error}"
             failures.append(FailedPlugin(entry.name, package, version, reason, traceback.format_exc()))
             continue
-        for backend in offered:
-            refusal = _refusal(backend, backends)
-            if refusal:
-                failures.append(FailedPlugin(backend.name, package, version, refusal))
-            else:
-                backends.append(FoundBackend(backend, package, version))
-    return Discovery(tuple(backends), tuple(failures))
+        offers += [(entry.name, FoundBackend(backend, package, version)) for backend in offered]
+    backends: list[FoundBackend] = []
+    # Where two offer one name, the plugin whose entry point has that name too goes first: nobody takes it in passing.
+    for _, found in sorted(offers, key=lambda offer: offer[0] != offer[1].name):
+        refusal = _refusal(found.backend, backends)
+        if refusal:
+            failures.append(FailedPlugin(found.name, found.package, found.version, refusal))
+        else:
+            backends.append(found)
+    return Discovery(tuple(sorted(backends, key=lambda found: found.name)), tuple(failures))
 
 
 def open_device(config: DeviceConfig, discovery: Discovery | None = None) -> OpenedDevice:
@@ -130,11 +137,24 @@ def open_device(config: DeviceConfig, discovery: Discovery | None = None) -> Ope
         device = found.backend.open(config)
     except BackendError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BackendUnavailableError(
             f"Backend {found.name!r} failed to open its device: {type(error).__name__}: {error}"
         ) from error
+    _check_device(found.name, device)
     return OpenedDevice(device, found.package, found.version, f"Backend {found.name!r}: {reason}.")
+
+
+def _check_device(name: str, device: object) -> None:
+    """Say what a backend's device lacks before core trips over it."""
+    if not isinstance(device, Device):
+        raise BackendError(f"Backend {name!r} opened a {type(device).__name__} where a Device is expected.")
+    info = getattr(device, "info", None)
+    if not isinstance(info, DeviceInfo):
+        raise BackendError(f"The device of backend {name!r} has no info; it sets self.info to a DeviceInfo.")
+    for claim in ("dtypes", "kv_dtypes", "block_sizes"):
+        if not getattr(info.capabilities, claim):
+            raise BackendError(f"The device of backend {name!r} claims no {claim}; at least one is needed.")
 
 
 def _check_kernel(found: FoundBackend, kernel: str) -> None:
@@ -159,13 +179,15 @@ def _choose(discovery: Discovery) -> tuple[FoundBackend, str]:
     broken = [f"{failure.name}: {failure.reason.rstrip('.')}" for failure in discovery.failures]
     passed_over: list[str] = []
     for found in sorted(discovery.backends, key=lambda found: -found.backend.priority):
+        if found.backend.priority <= 0:  # oracles and test devices serve nobody who did not ask for them
+            continue
         probe = found.probe()
         if probe.available:
             others = "; ".join(passed_over + broken)
             return found, "the best one available" + (f" ({others})" if others else "")
         passed_over.append(f"{found.name}: {probe.reason.rstrip('.')}")
     detail = "; ".join(passed_over + broken) or "no plugin is installed"
-    raise BackendUnavailableError(f"No backend is available here ({detail}). Install one: pip install octavo-cpu")
+    raise BackendUnavailableError(f"No backend is available here ({detail}). Install one, or name one with backend=.")
 
 
 def _ask(plugin: ModuleType | Any, name: str) -> list[Backend]:
@@ -176,11 +198,18 @@ def _ask(plugin: ModuleType | Any, name: str) -> list[Backend]:
     answers = manager.hook.octavo_backends()
     if not answers:
         raise BackendError(f"Plugin {name!r} has no function octavo_backends marked with octavo.backend.hookimpl.")
+    if not all(isinstance(answer, Iterable) for answer in answers):
+        raise BackendError(f"octavo_backends of plugin {name!r} did not return a list of Backends.")
     backends = [backend for answer in answers for backend in answer]
     for backend in backends:
         if not isinstance(backend, Backend):
             raise BackendError(
                 f"octavo_backends of plugin {name!r} returned a {type(backend).__name__} where a Backend is expected."
+            )
+        if not isinstance(backend.api_version, int):
+            raise BackendError(
+                f"Backend {backend.name!r} of plugin {name!r} has the api_version "
+                f"{backend.api_version!r}; it is an integer."
             )
     if all(accepts(backend.api_version) for backend in backends):
         manager.check_pending()  # a later contract may have hooks that are unknown here: its version says more

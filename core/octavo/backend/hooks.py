@@ -49,7 +49,8 @@ class Backend:
     """One backend of a plugin.
 
     name: what `backend = "..."` says. api_version: the contract it was written for: a literal, not API_VERSION.
-    priority: "auto" takes the available backend with the highest one; accelerators 100, cpu 10, reference 0.
+    priority: "auto" takes the available backend with the highest one; accelerators 100, cpu 10. With 0 or less, as the
+        reference, a backend runs only when it is asked for by name.
     probe, open: plain callables that import their framework only when called.
     """
 

@@ -114,14 +114,16 @@ def _attention(
 ) -> tuple[Array, LayerKV]:
     tokens, size = x.shape[0], config.head_size
     heads, kv_heads = config.heads // collectives.size, config.kv_heads // collectives.size
-    qkv = ops.linear(x, layer.qkv).reshape((tokens, heads + 2 * kv_heads, size))
-    q, k, v = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    qkv = ops.linear(x, layer.qkv)
+    xp = array_namespace(qkv)
+    qkv = xp.reshape(qkv, (tokens, heads + 2 * kv_heads, size))
+    q, k, v = qkv[:, :heads, :], qkv[:, heads : heads + kv_heads, :], qkv[:, heads + kv_heads :, :]
     if layer.q_norm is not None:
         q, _ = ops.rms_norm(q, layer.q_norm, config.norm_eps)
         k, _ = ops.rms_norm(k, layer.k_norm, config.norm_eps)
     q, cache = ops.rotary_write_kv(q, k, v, meta.positions, table, cache, meta.slots)
     attended = ops.paged_attention(q, cache, meta, config.attention_scale, window)
-    x = ops.linear(attended.reshape((tokens, heads * size)), layer.o)
+    x = ops.linear(xp.reshape(attended, (tokens, heads * size)), layer.o)
     return _summed(collectives, x, layer.o_bias), cache
 
 

@@ -42,14 +42,11 @@ class Plan:
     num_decodes: int
 
     def one_by_one(self) -> tuple[Plan, ...]:
-        """The same work as plans of one chunk each, to be run in this order; the copies go with the first.
+        """The same work as plans of one chunk each, to be run in this order once the copies are made.
 
         Also right after an attempt to run the whole: every write goes to the same slot with the same value again.
         """
-        return tuple(
-            Plan((chunk,), self.copies if index == 0 else (), (), chunk.count, int(chunk.count == 1))
-            for index, chunk in enumerate(self.chunks)
-        )
+        return tuple(Plan((chunk,), (), (), chunk.count, int(chunk.count == 1)) for chunk in self.chunks)
 
     def check_integrity(self, blocks: BlockManager) -> None:
         """Raise `IntegrityError` unless the plan can run. For use before its first chunk is advanced."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo_server.http.errors import shown
 
 MAX_MESSAGES = 4096
 
@@ -27,7 +28,7 @@ def _plain(message: Mapping[str, Any], where: str) -> dict[str, str]:
         raise InvalidRequestError(f"{where} holds a tool call; this server offers no tools.", param=where)
     if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequestError(
-            f"{where}.role must be one of {', '.join(_ROLES)}, and is {role!r}.", param=f"{where}.role"
+            f"{where}.role must be one of {', '.join(_ROLES)}, and is {shown(str(role))}.", param=f"{where}.role"
         )
     return {"role": _ROLES[role], "content": _text(message.get("content"), f"{where}.content")}
 

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo_server.http.errors import ApiError
 
+_CLOSE = {"Connection": "close"}  # the rest of the body is not wanted
 READ_TIMEOUT = 60.0  # seconds in which a body must have arrived
 
 T = TypeVar("T")
@@ -22,8 +23,12 @@ async def read_json(request: Request, limit: int) -> dict[str, object]:
     NaN and Infinity are not JSON and are refused, as are numbers that overflow to them.
     """
     body = await _read(request, limit)
+    if not body:
+        raise ApiError(400, "The body is empty; a JSON object is needed.", code="invalid_json")
     try:
         value = msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        raise ApiError(400, "A number in the body is too large.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
@@ -45,7 +50,10 @@ def convert(value: dict[str, object], kind: type[T]) -> T:
 
 async def _read(request: Request, limit: int) -> bytes:
     too_large = ApiError(
-        413, f"The body is larger than {limit} bytes, the most this server reads.", code="body_too_large"
+        413,
+        f"The body is larger than {limit} bytes, the most this server reads.",
+        code="body_too_large",
+        headers={"Connection": "close"},
     )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -58,7 +66,12 @@ async def _read(request: Request, limit: int) -> bytes:
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {READ_TIMEOUT:g} seconds.", code="timeout") from None
+        raise ApiError(
+            408,
+            f"The body did not arrive within {READ_TIMEOUT:g} seconds.",
+            code="timeout",
+            headers={"Connection": "close"},
+        ) from None
     except ClientDisconnect:
         raise ApiError(499, "The client went away.", code="client_gone") from None
     return bytes(body)
@@ -78,6 +91,8 @@ _WORDS = {
 def _field_error(message: str) -> ApiError:
     """A sentence from msgspec's message: "Expected `int | null`, got `str` - at `$.max_tokens`"."""
     problem, _, where = message.partition(" - at ")
+    if match := re.fullmatch(r"Object missing required field `(\w+)`", problem):
+        return ApiError(400, f"{match[1]} is missing.", param=match[1], code="missing_required_parameter")
     path = ".".join(re.findall(r"`([^`]*)`", where)).removeprefix("$").lstrip(".")
     path = re.sub(r"^key\.\$\.?", "the keys of ", path)
     if match := re.fullmatch(r"Expected `([^`]*)`, got `([^`]*)`", problem):

@@ -51,6 +51,13 @@ class ApiError(Exception):
         )
 
 
+def shown(value: str | int, most: int = 64) -> str:
+    """A client's value as a message repeats it: quoted where it is text, cut where it is long."""
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**most else "a very long number"
+    return repr(value if len(value) <= most else value[:most] + "…")
+
+
 def to_api_error(error: Exception) -> ApiError:
     """The answer that `error` deserves; a traceback goes to the log, never to the client."""
     match error:

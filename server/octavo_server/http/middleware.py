@@ -38,6 +38,6 @@ class ApiKeys:
     def _allows(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         # A header is latin-1 on the wire; a key with other letters arrives as their UTF-8 bytes.
-        offered = key.strip().encode("latin-1", "replace")
+        offered = key.strip(" \t").encode("latin-1", "replace")
         matches = [hmac.compare_digest(offered, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(matches)

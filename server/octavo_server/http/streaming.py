@@ -85,6 +85,7 @@ def _event(value: object) -> bytes:
 
 async def _send_part(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
+    await asyncio.sleep(0)  # where events wait in line, the loop must still see that the client has gone
 
 
 async def _disconnected(receive: Receive) -> None:

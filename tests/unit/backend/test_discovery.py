@@ -21,7 +21,13 @@ from octavo.backend import (
 from octavo.backend.discovery import discover, open_device
 
 PLUGIN = """
-    from octavo.backend import Backend, Kernel, Probe, hookimpl
+    from octavo.backend import Backend, DeviceConfig, Kernel, Probe, hookimpl
+    from octavo.reference.device import ReferenceDevice
+
+    class Opened(ReferenceDevice):
+        def __init__(self, config):
+            super().__init__(DeviceConfig())
+            self.config = config
 
     def probe():
         {probe}
@@ -68,7 +74,7 @@ def install(install_source: Install) -> Install:
         version: int = 1,
         probe: str = HERE,
         priority: int = 500,
-        open: str = "return config",
+        open: str = "return Opened(config)",
         package: str = "",
     ) -> None:
         source = PLUGIN.format(name=name, version=version, probe=probe, priority=priority, open=open)
@@ -95,7 +101,7 @@ def test_a_plugin_is_found_with_its_package_and_version(install):
     install("mine")
     found = discover().named("mine")
     assert (found.package, found.version, found.backend.api_version) == ("octavo-mine", "2.5", 1)
-    assert open_device(DeviceConfig("mine", index=3)).device.index == 3
+    assert open_device(DeviceConfig("mine", index=3)).device.config.index == 3
 
 
 def test_a_plugin_that_fails_to_import_is_kept_with_its_traceback_and_hides_nobody(install, install_source):
@@ -119,7 +125,7 @@ def test_a_plugin_that_fails_to_import_is_kept_with_its_traceback_and_hides_nobo
             "from octavo.backend import hookimpl\n@hookimpl\ndef octavo_backends(): return ['odd']",
             "BackendError: octavo_backends of plugin 'odd' returned a str where a Backend is expected.",
         ),
-        ("from octavo.backend import hookimpl\n@hookimpl\ndef octavo_backends(): return 1", "TypeError: "),
+        ("from octavo.backend import hookimpl\n@hookimpl\ndef octavo_backends(): return 1", "BackendError: "),
         (
             "from octavo.backend import hookimpl\n@hookimpl\ndef octavo_backends(): 1 / 0",
             "ZeroDivisionError: ",
@@ -212,7 +218,9 @@ def test_a_backend_asked_for_by_name_is_never_replaced_by_another(install):
 
 def test_an_unknown_backend_lists_those_that_are_installed(install):
     install("mine")
-    with pytest.raises(UnknownBackendError, match=r"no backend 'nope'; installed are: .*mine.*reference.*octavo-nope"):
+    with pytest.raises(
+        UnknownBackendError, match=r"no backend .nope.; installed are: .*mine.*reference.*install the one"
+    ):
         open_device(DeviceConfig("nope"))
 
 
@@ -241,7 +249,7 @@ def test_a_kernel_that_is_not_available_is_refused_before_the_device_is_opened(i
 
 def test_an_available_kernel_is_handed_to_the_backend(install):
     install("mine", probe=KERNELS)
-    assert open_device(DeviceConfig("mine", kernel="own")).device.kernel == "own"
+    assert open_device(DeviceConfig("mine", kernel="own")).device.config.kernel == "own"
 
 
 def test_what_open_raises_arrives_as_one_sentence_and_the_backends_own_errors_as_they_are(install):
@@ -260,3 +268,47 @@ def test_nothing_available_says_why_for_each():
 
     with pytest.raises(BackendError, match=r"No backend is available here \(no plugin is installed\)"):
         open_device(DeviceConfig(), Discovery((), ()))
+
+
+@pytest.mark.parametrize(
+    ("probe", "reason"),
+    [("return None", "returned NoneType where a Probe is expected"), ("raise SystemExit(3)", "SystemExit: 3")],
+)
+def test_a_probe_that_answers_wrongly_does_not_hide_the_other_backends(install, probe, reason):
+    install("odd", probe=probe)
+    install("steady", priority=998)
+    found = {backend.name: backend.probe() for backend in discover().backends}
+    assert reason in found["odd"].reason
+    assert found["steady"].available
+    assert open_device(DeviceConfig()).device.config.backend == "auto"
+
+
+def test_a_package_cannot_take_the_name_of_anothers_backend(install, install_source):
+    thief = PLUGIN.format(name="mine", version=1, probe=HERE, priority=1, open="return Opened(config)")
+    install_source("acme", thief)
+    install("mine")
+    found = discover()
+    assert found.named("mine").package == "octavo-mine"
+    assert [(failure.name, failure.package) for failure in found.failures] == [("mine", "octavo-acme")]
+
+
+@pytest.mark.parametrize(
+    ("open", "sentence"),
+    [
+        ("return 1", "opened a int where a Device is expected"),
+        ("device = Opened(config); del device.info; return device", "has no info"),
+    ],
+)
+def test_a_device_that_is_none_is_refused_with_a_sentence(install, open, sentence):
+    install("hollow", open=open)
+    with pytest.raises(BackendError, match=sentence):
+        open_device(DeviceConfig("hollow"))
+
+
+def test_auto_never_takes_a_backend_that_is_there_to_be_asked_for_by_name(install):
+    from octavo.backend.discovery import Discovery
+
+    install("oracle", priority=0)
+    only = Discovery((discover().named("oracle"),), ())
+    with pytest.raises(BackendUnavailableError, match="No backend is available here"):
+        open_device(DeviceConfig(), only)
