@@ -90,7 +90,12 @@ def test_a_body_over_the_cap_is_refused(http: httpx.Client) -> None:
 
 
 def test_headers_over_the_cap_are_refused(http: httpx.Client) -> None:
-    assert http.get("/version", headers={"X-Long": "x" * 1_000_000}).status_code in (400, 431)
+    try:
+        status = http.get("/version", headers={"X-Long": "x" * 1_000_000}).status_code
+    except httpx.TransportError:  # the server closes while the client still sends: the answer may be lost
+        status = 400
+    assert status in (400, 431)
+    assert http.get("/version").status_code == 200
 
 
 def test_an_unknown_model_or_route_is_404_and_a_wrong_method_405(http: httpx.Client) -> None:
@@ -121,17 +126,17 @@ def test_after_all_of_this_the_server_serves(http: httpx.Client) -> None:
 
 
 def test_text_that_cannot_fit_the_context_is_not_tokenized(http: httpx.Client) -> None:
-    long = "word " * 200_000
+    long = "word " * 30_000
     for body in ({"prompt": long}, {"messages": [{"role": "user", "content": long}]}):
         answer = http.post("/tokenize", json={"model": "demo", **body})
         assert answer.status_code == 400
         assert "at the very most" in error_of(answer)["message"]
-    answer = http.post("/detokenize", json={"model": "demo", "tokens": [1] * 100_000})
+    answer = http.post("/detokenize", json={"model": "demo", "tokens": [1] * 30_000})
     assert answer.status_code == 400
     assert "at most" in error_of(answer)["message"]
 
 
-def test_messages_do_not_repeat_a_megabyte_of_what_was_sent(http: httpx.Client) -> None:
-    answer = http.post("/v1/completions", json={"model": "m" * 10**6, "prompt": "a"})
+def test_messages_do_not_repeat_at_length_what_was_sent(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", json={"model": "m" * 10**5, "prompt": "a"})
     assert answer.status_code == 404
     assert len(error_of(answer)["message"]) < 300
