@@ -160,8 +160,7 @@ class Engine:
         try:
             outputs = self._runner.run(plan, [row for part in rows for row in part])
         except Exception as error:
-            if isinstance(error, DeviceLostError) or not self._runner.alive():
-                raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
+            self._require_device(error)
             if len(plan.chunks) == 1:
                 return [self._fail(plan.chunks[0], error)]
             return self._run_one_by_one(plan, error)
@@ -173,6 +172,7 @@ class Engine:
         try:
             self._runner.copy(plan.copies)
         except Exception as copying:
+            self._require_device(copying)
             # Whose blocks were not copied cannot be told any more: nobody of this step may go on with wrong ones.
             for chunk in plan.chunks:
                 if not chunk.sequence.is_finished:
@@ -182,6 +182,11 @@ class Engine:
             if not part.chunks[0].sequence.is_finished:
                 updates += self._run(part)
         return updates
+
+    def _require_device(self, error: Exception) -> None:
+        """Raises EngineDeadError when what failed was the device itself and not only this step."""
+        if isinstance(error, DeviceLostError) or not self._runner.alive():
+            raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
 
     def _rows(self, plan: Plan) -> list[list[LogitRow]]:
         """The logits each chunk wants, chunk by chunk."""

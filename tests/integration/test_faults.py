@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.backend import DeviceLostError
 from octavo.engine import Engine, EngineDeadError
 from octavo.outputs import RequestUpdate
 
@@ -108,6 +109,18 @@ def test_blocks_that_could_not_be_copied_leave_nobody_with_wrong_tokens(
     for result, right in zip(llm.generate(prompts, params), expected, strict=True):
         assert result.error is not None or [output.token_ids for output in result.outputs] == right
         assert result.error is not None
+
+
+def test_a_device_that_is_lost_while_blocks_are_copied_ends_the_engine(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise DeviceLostError("fell off the bus")
+
+    monkeypatch.setattr(llm.engine._runner._device.ops, "copy_blocks", lost, raising=False)
+    params = SamplingParams(temperature=1.0, n=3, seed=3, max_tokens=6, ignore_eos=True)
+    with pytest.raises(EngineDeadError, match="fell off the bus"):
+        llm.generate([[1, 2, 3], [4, 5, 6]], params)
 
 
 def test_a_lost_device_ends_the_engine_with_the_reason(engine: Engine) -> None:

@@ -48,22 +48,6 @@ class DecoderWeights:
     rotary: RotaryTable
 
 
-def forward(
-    config: DecoderConfig,
-    ops: Ops,
-    collectives: Collectives,
-    weights: DecoderWeights,
-    kv: KVCache,
-    inputs: StepInputs,
-) -> tuple[Array, KVCache]:
-    """One step: token ids to the logits of `inputs.logit_rows`.
-
-    Returns (logits float32 [rows, vocab], kv); callers rebind kv.
-    """
-    hidden, kv = hidden_states(config, ops, collectives, weights, kv, inputs)
-    return logits(ops, collectives, weights, hidden), kv
-
-
 def hidden_states(
     config: DecoderConfig,
     ops: Ops,
@@ -72,7 +56,10 @@ def hidden_states(
     kv: KVCache,
     inputs: StepInputs,
 ) -> tuple[Array, KVCache]:
-    """All layers: token ids to the normed hidden states [rows, hidden] of `inputs.logit_rows`, and kv."""
+    """All layers: token ids to the normed hidden states of `inputs.logit_rows`, which `logits` takes.
+
+    Returns (hidden states [rows, hidden], kv); callers rebind kv.
+    """
     xp = array_namespace(inputs.token_ids)
     meta, rows = inputs.attention, inputs.logit_rows
     x = ops.embedding(inputs.token_ids, weights.embedding)  # [tokens, hidden]

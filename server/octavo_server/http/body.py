@@ -53,7 +53,7 @@ async def _read(request: Request, limit: int) -> bytes:
         413,
         f"The body is larger than {limit} bytes, the most this server reads.",
         code="body_too_large",
-        headers={"Connection": "close"},
+        headers=_CLOSE,
     )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -70,7 +70,7 @@ async def _read(request: Request, limit: int) -> bytes:
             408,
             f"The body did not arrive within {READ_TIMEOUT:g} seconds.",
             code="timeout",
-            headers={"Connection": "close"},
+            headers=_CLOSE,
         ) from None
     except ClientDisconnect:
         raise ApiError(499, "The client went away.", code="client_gone") from None

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from octavo.backend import AttentionMetadata, DeviceConfig, DType, KVLayout, StepInputs
 from octavo.models.checkpoint import open_checkpoint
 from octavo.models.config import DecoderConfig
-from octavo.models.decoder import DecoderWeights, forward
+from octavo.models.decoder import DecoderWeights, hidden_states, logits
 from octavo.models.resolve import ModelFiles, resolve_model
 from octavo.models.weights import load_weights
 from octavo.reference.device import ReferenceDevice
@@ -58,16 +58,12 @@ class PagedModel:
             logit_rows=np.arange(len(tokens), dtype=np.int32),
             attention=AttentionMetadata(*(np.array(array, np.int32) for array in arrays)),
         )
-        logits, self.kv = forward(
-            self.config,
-            self.device.ops,
-            self.device.collectives,
-            self.weights,
-            self.kv,
-            self.device.stage(inputs),
-        )
-        assert logits.dtype == np.float32
-        return np.split(logits, starts[1:-1])
+        ops, collectives = self.device.ops, self.device.collectives
+        staged = self.device.stage(inputs)
+        hidden, self.kv = hidden_states(self.config, ops, collectives, self.weights, self.kv, staged)
+        rows = logits(ops, collectives, self.weights, hidden)
+        assert rows.dtype == np.float32
+        return np.split(rows, starts[1:-1])
 
 
 @pytest.fixture

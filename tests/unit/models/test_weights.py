@@ -15,7 +15,7 @@ from octavo.backend import Collectives, DeviceConfig, DType, KVLayout, StepInput
 from octavo.errors import ModelError
 from octavo.models.checkpoint import open_checkpoint
 from octavo.models.config import DecoderConfig
-from octavo.models.decoder import forward
+from octavo.models.decoder import hidden_states, logits
 from octavo.models.resolve import resolve_model
 from octavo.models.weights import load_weights, parameter_count
 from octavo.reference.device import ReferenceDevice
@@ -159,12 +159,14 @@ def test_shards_together_give_the_logits_of_one_device(checkpoint, open_model, s
         config = model.config
         weights = load_weights(config, checkpoint, device, DType.FLOAT32)
         layout = KVLayout(config.layers, config.kv_heads // size, config.head_size, 4, DType.FLOAT32, config.windows)
-        return forward(config, device.ops, device.collectives, weights, device.allocate_kv(layout, 64), inputs[0])[0]
+        ops, collectives, kv = device.ops, device.collectives, device.allocate_kv(layout, 64)
+        hidden, _ = hidden_states(config, ops, collectives, weights, kv, inputs[0])
+        return logits(ops, collectives, weights, hidden)
 
     with ThreadPoolExecutor(size) as pool:
         results = list(pool.map(shard, range(size)))
-    for logits in results:
-        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    for result in results:
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_heads_that_do_not_divide_among_the_shards_name_the_largest_number_that_fits(checkpoint):
