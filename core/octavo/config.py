@@ -35,6 +35,8 @@ class EngineConfig:
     threads: host threads, for backends that compute there; None is the backend's choice.
     seed: seeds the requests that bring none of their own.
     check_integrity: verify the block manager after every step (tests).
+    sanitize: hand out KV blocks in a shuffled order and fill with NaN each block that nobody owns: what reads a slot it
+        does not own is seen (tests).
     backend_options: handed to the backend as they are.
     """
 
@@ -55,6 +57,7 @@ class EngineConfig:
     threads: int | None = None
     seed: int = 0
     check_integrity: bool = False
+    sanitize: bool = False
     backend_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from octavo.backend import BackendError, DeviceLostError
-from octavo.cache import BlockManager
+from octavo.backend import BackendError, DeviceLostError, DType
+from octavo.cache import BlockManager, SanitizedPool
 from octavo.config import EngineConfig
 from octavo.loading import EngineInfo, LoadedModel, load_failure, load_model
 from octavo.outputs import RequestUpdate
@@ -55,7 +55,9 @@ class Engine:
         self.tokenizer = loaded.tokenizer
         limits = Limits(info.max_model_len, info.vocab_size, info.max_num_seqs)
         self.processor = RequestProcessor(loaded.tokenizer, limits)
-        self._blocks = BlockManager(loaded.cache.num_blocks, info.block_size, config.enable_prefix_caching)
+        num_blocks = loaded.cache.num_blocks
+        self._sanitized = SanitizedPool(num_blocks) if config.sanitize else None
+        self._blocks = BlockManager(num_blocks, info.block_size, config.enable_prefix_caching, pool=self._sanitized)
         self._scheduler = Scheduler(
             SchedulerConfig(
                 max_num_seqs=info.max_num_seqs,
@@ -124,6 +126,8 @@ class Engine:
         """
         updates, self._ended = self._ended, []
         plan = self._scheduler.schedule()
+        if self._sanitized is not None:
+            self._runner.poison(self._sanitized.take_abandoned(plan.copies), DType(self.info.dtype))
         if plan.chunks:
             updates += self._run(plan)
             self._counters["steps"] += 1

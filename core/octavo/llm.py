@@ -52,6 +52,7 @@ class LLM:
         threads: int | None = None,
         seed: int = 0,
         check_integrity: bool = False,
+        sanitize: bool = False,
         backend_options: Mapping[str, str] | None = None,
     ) -> None:
         config = EngineConfig(
@@ -72,6 +73,7 @@ class LLM:
             threads=threads,
             seed=seed,
             check_integrity=check_integrity,
+            sanitize=sanitize,
             backend_options=backend_options or {},
         )
         with _loading() as progress:

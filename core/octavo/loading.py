@@ -125,7 +125,7 @@ def _draft(config: EngineConfig, opened: OpenedDevice, progress: Progress | None
     checkpoint = open_checkpoint(files)
     model = DecoderConfig.from_hf(checkpoint.config)
     info = opened.device.info
-    check_device(config, info, model)
+    check_device(info, model)
     dtype = choose_dtype(config, info, model.dtype)
     kv_dtype = choose_kv_dtype(config, info, dtype)
     weights_bytes = parameter_count(model) * dtype.itemsize // config.tensor_parallel_size

@@ -59,14 +59,9 @@ def choose_kv_dtype(config: EngineConfig, info: DeviceInfo, compute: DType) -> D
     return _claimed("kv_cache_dtype", config.kv_cache_dtype, kv_dtypes, info)
 
 
-def check_device(config: EngineConfig, info: DeviceInfo, model: DecoderConfig) -> None:
+def check_device(info: DeviceInfo, model: DecoderConfig) -> None:
     """Raises UnsupportedError where the device cannot run this model at all."""
     capabilities = info.capabilities
-    if config.tensor_parallel_size > capabilities.max_tensor_parallel:
-        raise UnsupportedError(
-            f"tensor_parallel_size is {config.tensor_parallel_size}; backend {info.backend!r} does at most "
-            f"{capabilities.max_tensor_parallel}."
-        )
     if capabilities.head_sizes is not None and model.head_size not in capabilities.head_sizes:
         sizes = ", ".join(map(str, capabilities.head_sizes))
         raise UnsupportedError(f"The model's head size is {model.head_size}; backend {info.backend!r} does: {sizes}.")

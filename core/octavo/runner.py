@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from octavo.backend import AttentionMetadata, BackendError, Bucket, Device, KVCache, Step, StepInputs
+from octavo.backend import AttentionMetadata, BackendError, Bucket, Device, DType, KVCache, Step, StepInputs
 from octavo.backend.tree import flatten, tree_map, unflatten
 from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights, hidden_states, logits
@@ -31,6 +31,9 @@ MAX_LOGIT_ROWS = 256
 
 SMALLEST_BUCKET = 8
 """Least size a static dimension is padded to: below it, padding costs less than one more compilation."""
+
+POISONED_SLOTS = 512
+"""Slots of the KV cache that are filled with NaN at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Runner:
         self._device = device
         self._model = model
         self._weights = weights
-        self._block_size = cache.layout.block_size
+        self._layout = cache.layout
         self._kv: KVCache = device.allocate_kv(cache.layout, cache.num_blocks)
         if len(self._kv) != cache.layout.layers:
             raise BackendError(
@@ -76,6 +79,17 @@ class Runner:
         step = self._step(self._bucket(inputs, pad, features), features)
         outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
         return tree_map(lambda array: self._device.download(array)[: len(rows)], cast(SamplerOutputs, outputs))
+
+    def poison(self, blocks: Sequence[int], dtype: DType) -> None:
+        """Fill blocks with NaN in every layer; `dtype` is the model's, in which keys and values arrive."""
+        layout, ops = self._layout, self._device.ops
+        slots = [block * layout.block_size + index for block in blocks for index in range(layout.block_size)]
+        for start in range(0, len(slots), POISONED_SLOTS):
+            part = slots[start : start + POISONED_SLOTS]
+            padded = _padded(part, _size(len(part), self._static))
+            nothing = np.full((len(padded), layout.kv_heads, layout.head_size), np.nan, dtype.numpy)
+            where, k, v = (self._device.upload(array) for array in (padded, nothing, nothing.copy()))
+            self._kv = [ops.write_kv(layer, k, v, where) for layer in self._kv]
 
     def close(self) -> None:
         """Give back the KV cache, the weights and the device; the runner cannot be used any more."""
@@ -131,7 +145,7 @@ class Runner:
 
     def _pack(self, chunks: Sequence[Chunk], decode_only: bool, pad: bool) -> tuple[Int32Array, AttentionMetadata]:
         """Token ids [tokens], and where they stand."""
-        block_size = self._block_size
+        block_size = self._layout.block_size
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []

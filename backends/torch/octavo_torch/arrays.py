@@ -21,7 +21,8 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 def to_torch(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor on the array's own memory; on a copy where the array is read-only or not contiguous."""
-    if not array.flags.writeable or not array.flags.c_contiguous:
+    # NumPy calls a reversed axis of length 1 contiguous, and torch takes no negative stride whatever the length.
+    if not array.flags.writeable or not array.flags.c_contiguous or min(array.strides, default=0) < 0:
         array = array.copy(order="C")
     if array.dtype.kind == "V":  # ml_dtypes
         bits = array.view(_BITS[array.dtype.itemsize])

@@ -114,7 +114,7 @@ class Device(ABC):
     def load(self, tensor: TensorSource, dtype: DType) -> Array:
         """A checkpoint's tensor on the device in `dtype`, this shard's part of it.
 
-        Raises DeviceOutOfMemoryError. The source may be a view of a mapped file that is closed later: copy or keep it.
+        Raises DeviceOutOfMemoryError. The source may be a view of a mapped file that is closed later: copy it.
         """
 
     @abstractmethod

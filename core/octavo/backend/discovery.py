@@ -16,7 +16,13 @@ from typing import Any
 import pluggy
 
 from octavo.backend.device import Device, DeviceConfig, DeviceInfo
-from octavo.backend.errors import ApiVersionError, BackendError, BackendUnavailableError, UnknownBackendError
+from octavo.backend.errors import (
+    ApiVersionError,
+    BackendError,
+    BackendUnavailableError,
+    UnknownBackendError,
+    UnsupportedError,
+)
 from octavo.backend.hooks import ENTRY_POINT_GROUP, PROJECT, Backend, BackendSpec, Probe
 from octavo.backend.version import API_VERSION, OLDEST_API_VERSION, accepts
 
@@ -121,7 +127,8 @@ def discover() -> Discovery:
 def open_device(config: DeviceConfig, discovery: Discovery | None = None) -> OpenedDevice:
     """Open the backend that `config` names, or with "auto" the available one of the highest priority.
 
-    Raises UnknownBackendError, ApiVersionError, BackendUnavailableError, or what the backend itself raises.
+    Raises UnknownBackendError, ApiVersionError, BackendUnavailableError, UnsupportedError for more shards than the
+    device claims, or what the backend itself raises.
     """
     discovery = discover() if discovery is None else discovery
     if config.backend == AUTO:
@@ -142,6 +149,7 @@ def open_device(config: DeviceConfig, discovery: Discovery | None = None) -> Ope
             f"Backend {found.name!r} failed to open its device: {type(error).__name__}: {error}"
         ) from error
     _check_device(found.name, device)
+    _check_shards(found.name, device, config)
     return OpenedDevice(device, found.package, found.version, f"Backend {found.name!r}: {reason}.")
 
 
@@ -155,6 +163,16 @@ def _check_device(name: str, device: object) -> None:
     for claim in ("dtypes", "kv_dtypes", "block_sizes"):
         if not getattr(info.capabilities, claim):
             raise BackendError(f"The device of backend {name!r} claims no {claim}; at least one is needed.")
+
+
+def _check_shards(name: str, device: Device, config: DeviceConfig) -> None:
+    """Refuse more shards than the device claims, whatever its `open` made of them."""
+    most = device.info.capabilities.max_tensor_parallel
+    if config.tensor_parallel_size > most:
+        device.close()
+        raise UnsupportedError(
+            f"tensor_parallel_size is {config.tensor_parallel_size}; backend {name!r} does at most {most}."
+        )
 
 
 def _check_kernel(found: FoundBackend, kernel: str) -> None:

@@ -11,6 +11,7 @@ from octavo.cache.block_table import BlockTable
 from octavo.cache.integrity import IntegrityError
 from octavo.cache.manager import BlockManager, CacheStats, Copies
 from octavo.cache.prefix_index import CachedBlock, Namespace, PrefixIndex, block_digest
+from octavo.cache.sanitized_pool import SanitizedPool
 
 __all__ = [
     "NULL_BLOCK",
@@ -23,5 +24,6 @@ __all__ = [
     "IntegrityError",
     "Namespace",
     "PrefixIndex",
+    "SanitizedPool",
     "block_digest",
 ]

@@ -67,12 +67,13 @@ class BlockManager:
         block_size: int,
         enable_prefix_caching: bool = True,
         index: PrefixIndex | None = None,
+        pool: BlockPool | None = None,
     ) -> None:
         if block_size < 1:
             raise ValueError(f"A block of {block_size} slots was asked for; it needs at least 1.")
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self._pool = BlockPool(num_blocks)
+        self._pool = BlockPool(num_blocks) if pool is None else pool
         self._index = PrefixIndex() if index is None else index
         self._tables: set[BlockTable] = set()
         self._used_slots = 0

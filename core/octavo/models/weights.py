@@ -103,7 +103,7 @@ def load_weights(
     weights = DecoderWeights(
         embedding=embedding,
         layers=tuple(layers),
-        norm=loader.vector(_NORM),
+        norm=loader.norm(_NORM),
         head=None if tied else loader.matrix([_HEAD], 0, WeightRole.LINEAR),
         rotary=RotaryTable(device.upload(cos_sin_table(config.rotary, positions or config.max_position))),
     )
@@ -128,7 +128,7 @@ def _load_layer(config: DecoderConfig, loader: _Loader, prefix: str) -> LayerWei
             biases = []
         matrices[field] = loader.matrix(weights, matrix.shard_axis, WeightRole.LINEAR, biases)
     for field, (name, _) in _vectors(config).items():
-        vectors[field] = loader.vector(f"{prefix}{name}.weight")
+        vectors[field] = loader.norm(f"{prefix}{name}.weight")
     return LayerWeights(**matrices, **vectors)
 
 
@@ -138,8 +138,12 @@ class _Loader:
     def __init__(self, checkpoint: Checkpoint, device: Device, dtype: DType) -> None:
         self.tensors, self.device, self.dtype = checkpoint.tensors, device, dtype
 
+    def norm(self, name: str) -> Array:
+        """A norm's weight, whole on each shard, prepared for the device's ops."""
+        return self.device.prepare(self.vector(name), WeightRole.NORM)
+
     def vector(self, name: str) -> Array:
-        """A norm's weight, or a bias that is added to a sum of shards: whole on each shard."""
+        """A bias that is added to a sum of shards: whole on each shard."""
         return self._load([name], None)
 
     def matrix(

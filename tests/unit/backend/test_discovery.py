@@ -17,6 +17,7 @@ from octavo.backend import (
     DeviceConfig,
     DeviceOutOfMemoryError,
     UnknownBackendError,
+    UnsupportedError,
 )
 from octavo.backend.discovery import discover, open_device
 
@@ -312,3 +313,10 @@ def test_auto_never_takes_a_backend_that_is_there_to_be_asked_for_by_name(instal
     only = Discovery((discover().named("oracle"),), ())
     with pytest.raises(BackendUnavailableError, match="No backend is available here"):
         open_device(DeviceConfig(), only)
+
+
+def test_more_shards_than_the_device_claims_are_refused(install):
+    install("single", probe=HERE, open="return Opened(config)")
+    with pytest.raises(UnsupportedError, match="tensor_parallel_size is 2; backend 'single' does at most 1"):
+        open_device(DeviceConfig("single", tensor_parallel_size=2))
+    assert open_device(DeviceConfig("single", tensor_parallel_size=1)).device
