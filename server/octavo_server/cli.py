@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 import click
 
@@ -25,6 +26,14 @@ _COMMANDS = {
         "List the backends found, and why one cannot run.",
     ),
     "bench": ("octavo_server.bench:bench", "Measure throughput, latency, KV waste and start-up."),
+    "conformance": (
+        "octavo_conformance.commands:conformance",
+        "Hold a backend to the contract, case by case, and report it.",
+    ),
+    "new-backend": (
+        "octavo_conformance.new_backend.command:new_backend",
+        "Write the package of a new backend, whose tests are the conformance suite.",
+    ),
 }
 
 
@@ -38,6 +47,11 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        package = module.partition(".")[0]
+        if find_spec(package) is None:
+            raise click.ClickException(
+                f"`octavo {cmd_name}` is in a package of its own: pip install {package.replace('_', '-')}"
+            )
         command = getattr(import_module(module), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{name} is no click command")

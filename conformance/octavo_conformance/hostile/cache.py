@@ -1,0 +1,111 @@
+"""A device's KV cache in which everything that was not written is garbage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.backend import Device, DType, KVLayout, LayerKV
+from octavo_conformance.hostile.batch import Batch, Chunk, assemble
+from octavo_conformance.hostile.garbage import garbage
+
+_SLOTS_PER_WRITE = 2048
+"""Slots that garbage is written to in one call, which bounds its size."""
+
+_SLOTS_PER_READ = 256
+"""Sequences of one step of `read_values`: a slot each."""
+
+
+class HostileCache:
+    """A KV cache as a request meets it that is not the first: each slot, the null block's too, holds NaN or large
+    numbers until it is written.
+
+    It knows no layout: everything goes through `write_kv`, `copy_blocks` and `paged_attention`. Use one at a time: a
+    device may plan attention for the cache that it allocated last.
+
+    layers: the device's cache, to be handed to operations and rebound to what they return.
+    dtype: the compute dtype of garbage and of reading; the cache's own where the device computes in that.
+    Raises what `Device.allocate_kv` raises.
+    """
+
+    def __init__(
+        self, device: Device, layout: KVLayout, blocks: int, rng: np.random.Generator, dtype: DType | None = None
+    ) -> None:
+        self.device = device
+        self.layout = layout
+        self.blocks = blocks
+        self.dtype = dtype or _compute_dtype(device, layout.dtype)
+        self._rng = rng
+        self.layers: list[LayerKV] = list(device.allocate_kv(layout, blocks))
+        self.poison(range(blocks))
+
+    def poison(self, blocks: Iterable[int]) -> None:
+        """Fill whole blocks with garbage, in every layer."""
+        size = self.layout.block_size
+        starts = np.fromiter(blocks, np.int32)[:, None] * np.int32(size)
+        slots = (starts + np.arange(size, dtype=np.int32)).reshape(-1).astype(np.int32)
+        for layer in range(self.layout.layers):
+            for start in range(0, len(slots), _SLOTS_PER_WRITE):
+                some = slots[start : start + _SLOTS_PER_WRITE]
+                shape = (len(some), self.layout.kv_heads, self.layout.head_size)
+                # Fewer NaN among the keys: a running maximum may pass over a NaN score, and not over a large one.
+                k = garbage(self._rng, shape, self.dtype, self.layout.dtype, share_of_nan=0.25)
+                v = garbage(self._rng, shape, self.dtype, self.layout.dtype)
+                self.write(layer, k, v, some)
+
+    def write(self, layer: int, k: np.ndarray, v: np.ndarray, slots: NDArray[np.int32]) -> None:
+        """`write_kv`: k, v [tokens, kv_heads, head_size] of a compute dtype, slots int32 [tokens]."""
+        upload = self.device.upload
+        # Copies: the device may keep a view of what it is given, and callers pass slices of what they still use.
+        arrays = (upload(np.array(array, order="C")) for array in (k, v, np.asarray(slots, np.int32)))
+        self.layers[layer] = self.device.ops.write_kv(self.layers[layer], *arrays)
+
+    def write_sequence(self, layer: int, batch: Batch, sequence: int, k: np.ndarray, v: np.ndarray) -> None:
+        """All tokens of one sequence of a batch. k, v [context, kv_heads, head_size]."""
+        self.write(layer, k, v, batch.slots(sequence, np.arange(len(k))))
+
+    def read_values(self, layer: int, slots: NDArray[np.int32] | Sequence[int]) -> np.ndarray:
+        """The values of slots [n, kv_heads, head_size], in the dtype of reading.
+
+        Attention over a window of one token is that token's value, whatever the query: softmax of one score is 1.
+        """
+        wanted = np.asarray(slots, np.int32)
+        parts = [
+            self._read_values(layer, wanted[start : start + _SLOTS_PER_READ])
+            for start in range(0, len(wanted), _SLOTS_PER_READ)
+        ]
+        return np.concatenate(parts) if parts else self._read_values(layer, wanted)
+
+    def attend(self, layer: int, batch: Batch, q: np.ndarray, scale: float) -> np.ndarray:
+        """`paged_attention` of a batch. q [tokens, heads, head_size], padding included -> the same shape."""
+        staged = self.device.stage(batch.inputs)
+        result = self.device.ops.paged_attention(self.device.upload(q), self.layers[layer], staged.attention, scale)
+        # A copy, since a download may be a view of memory that is used again.
+        return np.array(self.device.download(result))
+
+    def _read_values(self, layer: int, slots: NDArray[np.int32]) -> np.ndarray:
+        kv_heads, size = self.layout.kv_heads, self.layout.head_size
+        heads = self.layout.query_heads or kv_heads
+        if len(slots) == 0:
+            return np.zeros((0, kv_heads, size), self.dtype.numpy)
+        block_size = self.layout.block_size
+        chunks = [Chunk(context=int(slot) % block_size + 1, queries=1) for slot in slots]
+        tables = [(int(slot) // block_size,) for slot in slots]
+        batch = assemble(chunks, tables, block_size, num_blocks=self.blocks)
+        staged = self.device.stage(batch.inputs)
+        q = self.device.upload(np.zeros((len(slots), heads, size), self.dtype.numpy))
+        read = self.device.ops.paged_attention(q, self.layers[layer], staged.attention, 1.0, window=1)
+        # The first query head of each KV head; a copy, since a download may be a view of memory that is used again.
+        return np.array(self.device.download(read)[:, :: heads // kv_heads])
+
+    def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """`copy_blocks`: block source[i] to target[i] in every layer."""
+        indices = (self.device.upload(np.array(blocks, np.int32)) for blocks in (source, target))
+        self.layers = list(self.device.ops.copy_blocks(self.layers, *indices))
+
+
+def _compute_dtype(device: Device, kv_dtype: DType) -> DType:
+    claimed = device.info.capabilities.dtypes
+    return kv_dtype if kv_dtype in claimed else claimed[0]
