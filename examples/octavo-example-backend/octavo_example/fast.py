@@ -10,15 +10,13 @@ from octavo.backend import (
     AttentionMetadata,
     DenseWeight,
     DeviceConfig,
-    KVCache,
-    KVLayout,
     LayerKV,
     Ops,
     StepInputs,
     Weight,
     WeightRole,
 )
-from octavo_example.device import CAPABILITIES, ExampleDevice
+from octavo_example.device import ExampleDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +29,12 @@ class PanelWeight:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One sequence of a step: tokens start .. stop - 1, where they stand, and the blocks of its context in order."""
+    """One sequence of a step: tokens start .. stop - 1, where they stand, and where its context is."""
 
     start: int
     stop: int
     positions: np.ndarray  # [tokens of this sequence]
-    blocks: np.ndarray  # [blocks that hold its context]
+    table: np.ndarray  # [blocks], in order; past the context they mean nothing
     context: int
 
 
@@ -70,12 +68,14 @@ class FastOps(Ops):
 
 def _attend(q: np.ndarray, kv: LayerKV, span: Span, scale: float, window: int | None) -> np.ndarray:
     """q [tokens, heads, head_size] of one sequence over its whole context, each KV head read once for its group."""
-    kv_heads, size = kv.shape[3:]
-    keys, values = kv[:, span.blocks].reshape(2, -1, kv_heads, size)[:, : span.context]
+    block_size, kv_heads, size = kv.shape[2:]
+    first = 0 if window is None else max(0, span.positions[0] - window + 1)  # what is before it, no token sees
+    blocks = span.table[: -(-span.context // block_size)]
+    keys, values = kv[:, blocks].reshape(2, -1, kv_heads, size)[:, first : span.context]
     grouped = q.reshape(len(q), kv_heads, -1, size)
     scores = np.einsum("tkgd,skd->kgts", grouped, keys, optimize=True) * scale
-    slots = np.arange(span.context)
-    hidden = slots > span.positions[:, None]  # [tokens, context]
+    slots = np.arange(first, span.context)
+    hidden = slots > span.positions[:, None]  # [tokens, slots]
     if window is not None:
         hidden |= slots <= span.positions[:, None] - window
     scores = np.where(hidden, -np.inf, scores)
@@ -93,23 +93,16 @@ class FastExampleDevice(ExampleDevice):
         super().__init__(config)
         self.info = replace(self.info, kernel="grouped", notes=("softcap and sinks run on the reference kernel",))
 
-        self._block_size = CAPABILITIES.block_sizes[0]
-
     def prepare(self, weight: Weight, role: WeightRole) -> Weight:
         if role is WeightRole.LINEAR and isinstance(weight, DenseWeight):
             return PanelWeight(np.ascontiguousarray(weight.array.T), weight.bias)
         return weight
-
-    def allocate_kv(self, layout: KVLayout, blocks: int) -> KVCache:
-        self._block_size = layout.block_size
-        return super().allocate_kv(layout, blocks)
 
     def stage(self, inputs: StepInputs) -> StepInputs:
         meta, spans = inputs.attention, []  # still on the host: planned once a step, and not in each layer
         for row, context in enumerate(meta.context_lengths.tolist()):
             start, stop = meta.query_starts[row : row + 2].tolist()
             if start < stop:  # a padding sequence has no tokens
-                blocks = meta.block_tables[row, : -(-context // self._block_size)]
-                spans.append(Span(start, stop, meta.positions[start:stop], blocks, context))
+                spans.append(Span(start, stop, meta.positions[start:stop], meta.block_tables[row], context))
         staged = super().stage(inputs)
         return replace(staged, attention=replace(staged.attention, plan=tuple(spans)))
