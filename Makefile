@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= demo
+BACKEND ?= cpu
 RESULTS = benchmarks/results/$(shell date -u +%F)
-PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml
+PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml \
+	conformance/pyproject.toml
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*)
 
-.PHONY: help setup serve test test-slow lint format bench clean
+.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists clean
 
 help:
 	@echo "make serve      serve a real model on http://127.0.0.1:8000 (MODEL=demo)"
@@ -16,6 +18,9 @@ help:
 	@echo "make setup      install what serving needs into $(VENV)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make conformance  the whole suite on BACKEND=cpu, its report into conformance/reports"
+	@echo "make conformance-trial  the suite on deliberately wrong backends, every case: writes docs/conformance-trial.md"
+	@echo "make conformance-lists  the must-pass lists of the cases at hand, after a case was added"
 	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
 
 setup: $(VENV)/.serve
@@ -32,12 +37,22 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy core/octavo server/octavo_server backends/torch/octavo_torch backends/cpu/octavo_cpu
+	$(BIN)/mypy core/octavo server/octavo_server backends/torch/octavo_torch backends/cpu/octavo_cpu \
+		conformance/octavo_conformance
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+conformance: $(VENV)/.dev
+	$(BIN)/octavo conformance run --backend $(BACKEND) --jobs 2 --report conformance/reports/$(BACKEND).json
+
+conformance-trial: $(VENV)/.dev
+	$(BIN)/python tests/conformance/trial/table.py
+
+conformance-lists: $(VENV)/.dev
+	$(BIN)/python -m octavo_conformance.must_pass
 
 bench: $(VENV)/.dev
 	$(BIN)/octavo bench throughput demo --versus transformers --repeat 3 --output $(RESULTS)-throughput.json
@@ -58,5 +73,5 @@ $(VENV)/.serve: $(VENV)/bin/python constraints.txt $(PROJECTS) $(NATIVE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) -e conformance -e ".[dev]"
 	@touch $@
