@@ -63,6 +63,13 @@ def test_a_device_that_dies_while_it_is_opened_is_a_broken_backend() -> None:
     assert "the process died of SIGABRT" in opened.broken
 
 
+def test_a_probe_that_raises_is_a_broken_backend_and_no_missing_device() -> None:
+    with Pool(Assignment("probing", "auto", {})) as pool:
+        opened = pool.open()
+    assert not opened.unavailable
+    assert "Its probe raised OSError: the driver is gone" in opened.broken
+
+
 def test_a_missing_device_and_an_unknown_name_are_not_broken_backends() -> None:
     with Pool(Assignment("absent", "auto", {})) as pool:
         assert pool.open().unavailable == "No odd card is here. To install what is missing: pip install odd-card"

@@ -15,9 +15,10 @@ import time
 
 import numpy as np
 
-from octavo.backend import BackendError, Device, UnknownBackendError
+from octavo.backend import BackendError, Device, Probe, UnknownBackendError
 from octavo.backend.discovery import AUTO, discover, open_device
 from octavo_conformance.case import Case
+from octavo_conformance.raised import raised
 from octavo_conformance.running.execute import execute
 from octavo_conformance.running.wire import Answer, Assignment, Opened, receive, send
 from octavo_conformance.suite import cases
@@ -79,7 +80,12 @@ def _open(assignment: Assignment) -> tuple[Opened, Device | None]:
     except BackendError as error:  # it is installed, and cannot be loaded
         return Opened(broken=str(error)), None
     origin = (found.package, found.version, found.backend.api_version)
-    probe = found.probe()
+    try:
+        probe = found.backend.probe()  # not FoundBackend's, for which a probe that raises is a device that is not there
+    except Exception as error:
+        return Opened(None, *origin, broken=f"Its probe {raised(error)}"), None
+    if not isinstance(probe, Probe):
+        return Opened(None, *origin, broken=f"Its probe returned a {type(probe).__name__}, not a Probe."), None
     if not probe.available:
         remedy = f" To install what is missing: {probe.remedy}" if probe.remedy else ""
         return Opened(None, *origin, unavailable=probe.reason + remedy), None
