@@ -132,6 +132,11 @@ class Settings(BaseModel):
         Group.MEMORY,
         "Verify the block manager after every step (slow; for debugging).",
     )
+    sanitize: bool = _option(
+        _ENGINE.sanitize,
+        Group.MEMORY,
+        "Fill KV blocks that nobody owns with NaN, so that a wrong read shows (slow; for debugging a backend).",
+    )
 
     host: str = _option("127.0.0.1", Group.SERVER, "Address to listen on.")
     port: int = _option(8000, Group.SERVER, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
