@@ -8,7 +8,7 @@ RESULTS = benchmarks/results/$(shell date -u +%F)
 PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml \
 	conformance/pyproject.toml
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
-NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*)
+NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*.cpp backends/cpu/octavo_cpu/native/*.h)
 
 .PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists clean
 
