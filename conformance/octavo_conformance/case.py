@@ -56,6 +56,18 @@ class Needs:
     head_sizes: tuple[int, ...] = ()
     shards: int = 1
 
+    @classmethod
+    def of_cache(
+        cls, kv_dtype: DType, block_size: int | None, head_size: int | None, dtypes: tuple[DType, ...] = ()
+    ) -> Needs:
+        """What a case over a KV cache needs. A size of None is the device's own choice, which is always claimed."""
+        return cls(
+            dtypes=dtypes,
+            kv_dtypes=(kv_dtype,),
+            block_sizes=() if block_size is None else (block_size,),
+            head_sizes=() if head_size is None else (head_size,),
+        )
+
     def missing(self, claimed: Claims) -> str:
         """The sentence that says which capability is not claimed, or "" where all are."""
         return (

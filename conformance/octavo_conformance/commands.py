@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -18,6 +20,21 @@ FAILED, UNAVAILABLE, TERMINATED = 1, 3, 143
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _LEVELS = click.Choice([level.value for level in Level])
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+def _selection(command: _Command) -> _Command:
+    """The options that choose cases, the same for every command that takes a selection."""
+    quick = click.option("--quick", is_flag=True, help="Only the quick set, a few minutes.")
+    case = click.option(
+        "--case",
+        "pattern",
+        default="",
+        metavar="PATTERN",
+        help='Only cases whose id matches: * is any text, a space is "or".',
+    )
+    level = click.option("--level", "levels", multiple=True, type=_LEVELS, help="Only this level; may be repeated.")
+    return level(case(quick(command)))
 
 
 @click.group()
@@ -37,15 +54,7 @@ def conformance() -> None:
 @click.option("--backend", required=True, help="The backend, by name.")
 @click.option("--kernel", default="auto", help="Which of its attention kernels.", show_default=True)
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="A setting of the backend's own.")
-@click.option("--level", "levels", multiple=True, type=_LEVELS, help="Only this level; may be repeated.")
-@click.option(
-    "--case",
-    "pattern",
-    default="",
-    metavar="PATTERN",
-    help='Only cases whose id matches: * is any text, a space is "or".',
-)
-@click.option("--quick", is_flag=True, help="Only the quick set, a few minutes.")
+@_selection
 @click.option("--report", type=_FILE, help="Write the report to this file.")
 @click.option("--expectations", type=_FILE, help="Expected failures and tolerances of this backend, in TOML.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Cases at a time.")
@@ -106,15 +115,7 @@ def run(
 
 
 @conformance.command(name="list")
-@click.option("--level", "levels", multiple=True, type=_LEVELS, help="Only this level; may be repeated.")
-@click.option(
-    "--case",
-    "pattern",
-    default="",
-    metavar="PATTERN",
-    help='Only cases whose id matches: * is any text, a space is "or".',
-)
-@click.option("--quick", is_flag=True, help="Only the quick set.")
+@_selection
 def list_cases(levels: tuple[str, ...], pattern: str, quick: bool) -> None:
     """List the ids of the cases."""
     from octavo_conformance.must_pass import ids

@@ -20,11 +20,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from octavo.backend import DType
+from octavo_conformance.case import matches
 from octavo_conformance.tolerances import Override, Tolerances
 from octavo_conformance.verdict import Outcome, Verdict
 
@@ -35,7 +35,7 @@ class ExpectationsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ExpectedFailure:
-    """Cases, by pattern, that fail for now, and why."""
+    """Cases that fail for now, by a pattern as `case.matches` takes it, and why."""
 
     case: str
     reason: str
@@ -50,7 +50,7 @@ class Expectations:
 
     def judge(self, outcome: Outcome) -> Outcome:
         """The outcome in the light of what was expected of its case."""
-        reason = next((one.reason for one in self.failures if fnmatchcase(outcome.case, one.case)), None)
+        reason = next((one.reason for one in self.failures if matches(outcome.case, one.case)), None)
         if reason is None:
             return outcome
         if outcome.verdict is Verdict.FAILED:
@@ -84,7 +84,7 @@ def read_expectations(path: Path, known: Sequence[str]) -> Expectations:
         for entry in _entries(path, document, "expected-failure", {"case": str, "reason": str})
     )
     for failure in failures:
-        if not any(fnmatchcase(case, failure.case) for case in known):
+        if not any(matches(case, failure.case) for case in known):
             raise ExpectationsError(f"{path}: the expected failure {failure.case!r} matches no case of the suite.")
     fields = {"op": str, "dtype": str, "nmse": float, "reason": str}
     overrides = tuple(_override(path, entry) for entry in _entries(path, document, "tolerance", fields))

@@ -59,6 +59,12 @@ class Workbench:
         return self.capabilities.block_sizes[0]
 
     @property
+    def small_block_size(self) -> int:
+        """The smallest block size of 4 or more that the device claims: short prompts then have borders to cross."""
+        claimed = self.capabilities.block_sizes
+        return min((size for size in claimed if size >= 4), default=max(claimed))
+
+    @property
     def dtype(self) -> DType:
         """The most precise compute dtype that the device claims."""
         return next(dtype for dtype in PRECISE if dtype in self.capabilities.dtypes)

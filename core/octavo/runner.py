@@ -72,7 +72,7 @@ class Runner:
         decode_only = plan.num_decodes == len(plan.chunks)
         pad = self._static or (self._captures and decode_only)
         # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
-        num_rows = _size(max(1, len(rows)), pad)
+        num_rows = padded_size(max(1, len(rows)), pad)
         sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
         token_ids, attention = self._pack(plan.chunks, decode_only, pad)
         inputs = StepInputs(token_ids, _padded([row.token for row in rows], num_rows), attention, sampling=sampling)
@@ -86,7 +86,7 @@ class Runner:
         slots = [block * layout.block_size + index for block in blocks for index in range(layout.block_size)]
         for start in range(0, len(slots), POISONED_SLOTS):
             part = slots[start : start + POISONED_SLOTS]
-            padded = _padded(part, _size(len(part), self._static))
+            padded = _padded(part, padded_size(len(part), self._static))
             nothing = np.full((len(padded), layout.kv_heads, layout.head_size), np.nan, dtype.numpy)
             where, k, v = (self._device.upload(array) for array in (padded, nothing, nothing.copy()))
             self._kv = [ops.write_kv(layer, k, v, where) for layer in self._kv]
@@ -138,7 +138,8 @@ class Runner:
         """Copy blocks, (source, target) each, all sources read before any target is written."""
         if not copies:
             return
-        pairs = np.zeros((2, _size(len(copies), self._static)), np.int32)  # padding copies the null block onto itself
+        # Padding copies the null block onto itself.
+        pairs = np.zeros((2, padded_size(len(copies), self._static)), np.int32)
         pairs[:, : len(copies)] = np.asarray(copies, np.int32).T
         source, target = (self._device.upload(np.ascontiguousarray(side)) for side in pairs)
         self._kv = self._device.ops.copy_blocks(self._kv, source, target)
@@ -162,8 +163,8 @@ class Runner:
         lengths = [chunk.start + chunk.count for chunk in chunks]
         # Blocks allocated ahead are left out of the tables: the step looks at those up to its context only.
         widths = [-(-length // block_size) for length in lengths]
-        rows, tokens = _size(len(chunks), pad), _size(len(token_ids), pad)
-        tables = np.zeros((rows, _size(max(widths), pad)), np.int32)
+        rows, tokens = padded_size(len(chunks), pad), padded_size(len(token_ids), pad)
+        tables = np.zeros((rows, padded_size(max(widths), pad)), np.int32)
         for index, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
             tables[index, :width] = chunk.sequence.block_table.blocks[:width]
         attention = AttentionMetadata(
@@ -188,7 +189,7 @@ def _concatenated(parts: Sequence[SamplerOutputs]) -> SamplerOutputs:
     return cast(SamplerOutputs, whole)
 
 
-def _size(size: int, pad: bool) -> int:
+def padded_size(size: int, pad: bool) -> int:
     """The size itself, or padded to the next bucket: a power of two."""
     return max(SMALLEST_BUCKET, 1 << (size - 1).bit_length()) if pad else size
 

@@ -17,7 +17,7 @@ from octavo.backend import DType
 from octavo.llm import OutputCollector
 from octavo.outputs import RequestOutput
 from octavo_conformance.case import Case, Needs
-from octavo_conformance.hostile.engine import check_logprobs, check_results, near_tie, open_llm, small_block_size
+from octavo_conformance.hostile.engine import check_logprobs, check_results, near_tie, open_llm
 from octavo_conformance.oracles.models import EOS, VARIANTS, VOCABULARY, ModelSpec, TinyModel, tiny_model
 from octavo_conformance.workbench import PRECISE, Workbench
 
@@ -78,7 +78,7 @@ def _chunked_prefill(family: str, variant: str, bench: Workbench) -> None:
     span = _span(bench)
     model = _model(bench, family, variant)
     prompts = _prompts(bench, (3, 5 * span + 2, 3 * span, 4 * span + 1, 2))
-    options = {"max_num_batched_tokens": 7, "max_num_seqs": 4}
+    options: dict[str, Any] = {"max_num_batched_tokens": 7, "max_num_seqs": 4}
     with open_llm(bench, model, room=64 * span, **options) as llm:
         _generate(bench, model, llm, prompts, _greedy(10))
         steps = llm.engine.stats().steps
@@ -91,7 +91,8 @@ def _preemption(family: str, variant: str, caching: bool, bench: Workbench) -> N
     span = _span(bench)
     model = _model(bench, family, variant)
     prompts = _prompts(bench, (2 * span - 1,) * 6)
-    options = {"enable_prefix_caching": caching, "max_num_batched_tokens": 64 + 12 * span}  # all run at once
+    # Tokens enough that all run at once.
+    options: dict[str, Any] = {"enable_prefix_caching": caching, "max_num_batched_tokens": 64 + 12 * span}
     with open_llm(bench, model, room=12 * span, **options) as llm:
         _generate(bench, model, llm, prompts, _greedy(min(2 * span, 12)))
         _require_preemptions(bench, llm)
@@ -102,7 +103,7 @@ def _preemption(family: str, variant: str, caching: bool, bench: Workbench) -> N
 
 def _shared_prefix(bench: Workbench) -> None:
     """Prompts that start alike and part in the middle of a block: the full blocks are shared, the rest is not."""
-    span, size = _span(bench), small_block_size(bench)
+    span, size = _span(bench), bench.small_block_size
     model = _model(bench)
     common = bench.rng.integers(0, VOCABULARY, 2 * span + span // 2).tolist()
     first, *others = ([*common, *tail] for tail in _prompts(bench, (3, 1, span, 2 * span + 1)))
@@ -325,7 +326,7 @@ def _model(bench: Workbench, family: str = "llama", variant: str = "plain", dtyp
 
 def _span(bench: Workbench) -> int:
     """Tokens that end with a block; a few blocks where they are tiny."""
-    size = small_block_size(bench)
+    size = bench.small_block_size
     return size * -(-4 // size)
 
 

@@ -21,33 +21,41 @@ ROOM = 512
 """Tokens that fit a cache unless a case says otherwise: enough for what it does."""
 
 
-def small_block_size(bench: Workbench) -> int:
-    """The smallest block size of 4 or more that the device claims: short prompts then have borders to cross."""
-    claimed = bench.capabilities.block_sizes
-    return min((size for size in claimed if size >= 4), default=max(claimed))
-
-
 @contextmanager
 def open_llm(
-    bench: Workbench, model: TinyModel, room: int = ROOM, *, block_size: int | None = None, **options: Any
+    bench: Workbench,
+    model: TinyModel,
+    room: int = ROOM,
+    *,
+    block_size: int | None = None,
+    backend: str = "",
+    **options: Any,
 ) -> Iterator[LLM]:
     """A tiny model in an engine whose blocks come in a shuffled order and hold NaN whenever nobody owns them.
 
-    room: tokens that fit the KV cache. block_size: None takes `small_block_size`. options: further ones of
-    `EngineConfig`. Every block has to be given back by the time the context is left without an exception.
+    room: tokens that fit the KV cache. block_size: None takes `Workbench.small_block_size`. backend: another than the
+    one under test, with the block size it prefers and the same dtypes. options: further ones of `EngineConfig`. Every
+    block has to be given back by the time the context is left without an exception.
     """
-    size = block_size or small_block_size(bench)
+    size = block_size or bench.small_block_size
     blocks = 1 + -(-room // size)  # and the null block
-    config = bench.config
+    config, layout = bench.config, kv_layout(bench, model, size)
+    if backend:
+        where: dict[str, Any] = {"backend": backend, "kv_cache_memory": blocks * layout.block_bytes}
+    else:
+        where = {
+            "backend": config.backend,
+            "kernel": config.kernel,
+            "threads": config.threads,
+            "backend_options": config.options,
+            "block_size": size,
+            "kv_cache_memory": blocks * bench.device.kv_block_bytes(layout),
+        }
     llm = LLM(
         model.directory,
-        backend=config.backend,
-        kernel=config.kernel,
-        threads=config.threads,
-        backend_options=config.options,
+        **where,
         dtype=model.spec.dtype.value,
-        block_size=size,
-        kv_cache_memory=blocks * bench.device.kv_block_bytes(kv_layout(bench, model, size)),
+        kv_cache_dtype=layout.dtype.value,
         check_integrity=True,
         sanitize=True,
         **options,

@@ -15,13 +15,11 @@ from octavo.models.decoder import DecoderWeights, hidden_states, logits
 from octavo.models.resolve import resolve_model
 from octavo.models.weights import load_weights
 from octavo.planning import choose_kv_dtype
+from octavo.runner import padded_size
 from octavo_conformance.hostile.batch import Chunk, assemble
 from octavo_conformance.hostile.cache import HostileCache
 from octavo_conformance.oracles.models import TinyModel
 from octavo_conformance.workbench import Workbench
-
-SMALLEST_BUCKET = 8
-"""As the runner pads: to powers of two, and no dimension below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ class PagedModel:
         return replace(batch.inputs, token_ids=token_ids, logit_rows=rows)
 
     def _size(self, size: int) -> int:
-        return max(SMALLEST_BUCKET, 1 << (size - 1).bit_length()) if self._padded else size
+        return padded_size(size, self._padded)
 
     def _compiled(self, inputs: StepInputs) -> Step:
         meta = inputs.attention

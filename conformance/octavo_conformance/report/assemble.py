@@ -6,10 +6,10 @@ import platform
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import version
 
 from octavo.backend import Capabilities
+from octavo.host import package_versions, processor_name
 from octavo_conformance import SUITE_VERSION
 from octavo_conformance.expectations import Expectations
 from octavo_conformance.report.document import (
@@ -87,27 +87,7 @@ def host(package: str = "") -> Host:
     return Host(
         os=" ".join([platform.system(), *re.findall(r"^\d+\.\d+", platform.release())]),
         machine=platform.machine(),
-        processor=_processor(),
+        processor=processor_name(),
         python=platform.python_version(),
-        packages=_versions((*_PACKAGES, *([package] if package and package not in _PACKAGES else []))),
+        packages=package_versions((*_PACKAGES, *([package] if package and package not in _PACKAGES else []))),
     )
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # what is not installed decides over nothing
-            continue
-    return found
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()

@@ -6,12 +6,11 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import psutil
 
 from octavo.config import EngineConfig
+from octavo.host import package_versions, processor_name
 from octavo.loading import EngineInfo
 
 _PACKAGES = (
@@ -44,7 +43,7 @@ def record(
 
 def host_facts() -> dict[str, object]:
     return {
-        "cpu": cpu_model(),
+        "cpu": processor_name(),
         "cores": psutil.cpu_count(logical=False),
         "usable_cpus": usable_cpus(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -55,13 +54,7 @@ def host_facts() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, where they are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **package_versions(_PACKAGES)}
 
 
 def engine_facts(info: EngineInfo) -> dict[str, object]:
@@ -90,13 +83,3 @@ def usable_cpus() -> int:
 def threads_of(config: EngineConfig) -> int:
     """The threads asked for, or one a physical core as far as this process may use them."""
     return config.threads or min(usable_cpus(), psutil.cpu_count(logical=False) or usable_cpus())
-
-
-def cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()

@@ -23,11 +23,11 @@ from octavo.backend import (
     Weight,
     WeightRole,
 )
+from octavo.runner import padded_size
 from octavo_conformance.hostile.batch import Chunk, lay_out
 from octavo_conformance.workbench import Workbench
 
 VOCABULARY, HIDDEN, HEADS, KV_HEADS = 64, 32, 4, 2
-_SMALLEST_BUCKET = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +137,4 @@ class OneLayer:
 
 
 def _missing(size: int) -> int:
-    return int(max(_SMALLEST_BUCKET, 1 << (size - 1).bit_length())) - size
+    return padded_size(size, pad=True) - size

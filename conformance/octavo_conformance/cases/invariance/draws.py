@@ -22,6 +22,7 @@ from octavo.backend import (
     StepInputs,
 )
 from octavo.backend.discovery import open_device
+from octavo.runner import padded_size
 from octavo.sampling.batch import RowSpec, SequenceSampling, build_inputs
 from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
 from octavo.sampling.params import SamplingParams
@@ -210,7 +211,7 @@ def _draw_some(device: Device, logits: Float32Array, rows: Sequence[RowSpec]) ->
     count, vocabulary = logits.shape
     claimed = device.info.capabilities
     pad = claimed.static_shapes or claimed.graph_capture
-    size = max(8, 1 << (count - 1).bit_length()) if pad else count
+    size = padded_size(count, pad)
     sampling, features = build_inputs(rows, size, vocabulary)
     padded = np.zeros((size, vocabulary), np.float32)
     padded[:count] = logits

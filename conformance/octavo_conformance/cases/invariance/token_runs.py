@@ -9,13 +9,13 @@ compares it, and the sampler, bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from octavo.backend import DType, KVLayout
+from octavo.backend import DType
 from octavo.sampling.params import MAX_LOGPROBS, SamplingParams
 from octavo_conformance.workbench import CaseFailure, Workbench
 
@@ -87,45 +87,25 @@ def one_by_one(llm: LLM, requests: Sequence[Request]) -> Results:
     return [run(llm, [request])[0] for request in requests]
 
 
-@contextmanager
 def open_llm(
     bench: Workbench,
     family: str = "llama",
     variant: str = "plain",
     *,
-    backend: str = "",
-    blocks: int = 0,
+    room: int = 0,
     block_size: int = 0,
     **options: Any,
-) -> Iterator[LLM]:
-    """A tiny model on the device under test, or on `backend`, with the KV cache's blocks watched and poisoned.
+) -> AbstractContextManager[LLM]:
+    """A tiny model in an engine on hostile memory; see `hostile.engine.open_llm`.
 
-    blocks: of the KV cache without the null block; 0 gives as many as a batch of 16 needs.
+    room: tokens that fit the KV cache; 0 gives as many as a batch of 16 needs. block_size: 0 is the device's
+    preference.
     """
-    from octavo import LLM
-    from octavo_conformance.oracles.models import HEADS, KV_HEADS, LAYERS, LONGEST, ModelSpec, tiny_model
+    from octavo_conformance.hostile import engine
+    from octavo_conformance.oracles.models import LONGEST, ModelSpec, tiny_model
 
     model = tiny_model(ModelSpec(family, variant, bench.dtype, bench.head_size))
-    size = block_size or bench.block_size
-    blocks = blocks or 16 * -(-LONGEST // (2 * size))
-    layout = KVLayout(LAYERS, KV_HEADS, bench.head_size, size, bench.kv_dtype, (None,) * LAYERS, HEADS)
-    if not backend:
-        options |= {"kernel": bench.config.kernel, "backend_options": bench.config.options, "block_size": size}
-    block_bytes = layout.block_bytes if backend else bench.device.kv_block_bytes(layout)
-    llm = LLM(
-        model.directory,
-        backend=backend or bench.device.info.backend,
-        dtype=bench.dtype.value,
-        kv_cache_dtype=bench.kv_dtype.value,
-        kv_cache_memory=(blocks + 1) * block_bytes,
-        check_integrity=True,
-        sanitize=True,
-        **{"max_model_len": min(LONGEST, blocks * size), **options},
-    )
-    try:
-        yield llm
-    finally:
-        llm.close()
+    return engine.open_llm(bench, model, room or 8 * LONGEST, block_size=block_size or bench.block_size, **options)
 
 
 # ------------------------------------------------------------------------------------------------------- comparison

@@ -86,7 +86,7 @@ def _chunked(family: str, variant: str, bench: Workbench) -> None:
 
 def _preempted(bench: Workbench) -> None:
     """A pool too small for all: sequences lose their blocks, and compute their tokens so far again."""
-    block_size = _small_blocks(bench)
+    block_size = bench.small_block_size
     # Prompts end just before a block's border, so that each sequence needs one more block at once.
     length = max(1, -(-12 // block_size)) * block_size - min(2, block_size - 1)
     first, last = -(-(length + 1) // block_size), -(-(length + LENGTH) // block_size)
@@ -94,7 +94,7 @@ def _preempted(bench: Workbench) -> None:
     with open_llm(bench, enable_prefix_caching=False) as llm:
         alone = one_by_one(llm, requests)
     blocks = 6 * first + 3 * (last - first)
-    small = partial(open_llm, block_size=block_size, blocks=blocks, max_model_len=length + LENGTH)
+    small = partial(open_llm, block_size=block_size, room=blocks * block_size, max_model_len=length + LENGTH)
     with small(bench, enable_prefix_caching=False) as llm:
         crowded = run(llm, requests)
         preemptions = llm.engine.stats().num_preemptions
@@ -106,7 +106,7 @@ def _preempted(bench: Workbench) -> None:
 
 
 def _prefix_cache(bench: Workbench) -> None:
-    block_size = _small_blocks(bench)
+    block_size = bench.small_block_size
     prefix = bench.rng.integers(0, 256, 2 * block_size + block_size // 2).tolist()[:100]
     requests = [Request(prefix + one.prompt[:20], one.params) for one in requests_of(bench, 8)]
     with open_llm(bench, enable_prefix_caching=False) as llm:
@@ -148,7 +148,7 @@ def _block_sizes(bench: Workbench) -> None:
     with open_llm(bench) as llm:
         expected = run(llm, requests)
     for size in sizes:
-        with open_llm(bench, block_size=size, blocks=6 * (-(-80 // size)) + 2, max_model_len=80) as llm:
+        with open_llm(bench, block_size=size, room=(6 * -(-80 // size) + 2) * size, max_model_len=80) as llm:
             came = run(llm, requests)
         check_same(bench, requests, f"in blocks of {bench.block_size}", expected, f"in blocks of {size}", came)
 
@@ -179,9 +179,3 @@ def _new_engine(bench: Workbench) -> None:
         with open_llm(bench) as llm:
             runs.append(run(llm, requests))
     check_same(bench, requests, "in a first engine", runs[0], "in a second engine", runs[1])
-
-
-def _small_blocks(bench: Workbench) -> int:
-    """A block size of which a tiny model's contexts need several."""
-    claimed = bench.capabilities.block_sizes
-    return min((size for size in claimed if size >= 4), default=max(claimed))

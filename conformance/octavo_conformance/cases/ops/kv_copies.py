@@ -56,11 +56,7 @@ class _Copy:
 
     @property
     def needs(self) -> Needs:
-        return Needs(
-            kv_dtypes=(self.kv_dtype,),
-            block_sizes=() if self.block_size is None else (self.block_size,),
-            head_sizes=() if self.head_size is None else (self.head_size,),
-        )
+        return Needs.of_cache(self.kv_dtype, self.block_size, self.head_size)
 
 
 def cases() -> Iterator[Case]:

@@ -55,12 +55,7 @@ class _Write:
 
     @property
     def needs(self) -> Needs:
-        return Needs(
-            dtypes=(self.dtype,),
-            kv_dtypes=(self.kv_dtype,),
-            block_sizes=() if self.block_size is None else (self.block_size,),
-            head_sizes=() if self.head_size is None else (self.head_size,),
-        )
+        return Needs.of_cache(self.kv_dtype, self.block_size, self.head_size, (self.dtype,))
 
 
 def _writes(dtype: DType, kv_dtype: DType) -> Iterator[Case]:
@@ -174,12 +169,7 @@ class _Rotation:
 
     @property
     def needs(self) -> Needs:
-        return Needs(
-            dtypes=(self.dtype,),
-            kv_dtypes=(self.kv_dtype,),
-            block_sizes=() if self.block_size is None else (self.block_size,),
-            head_sizes=() if self.head_size is None else (self.head_size,),
-        )
+        return Needs.of_cache(self.kv_dtype, self.block_size, self.head_size, (self.dtype,))
 
 
 def _rotations(dtype: DType) -> Iterator[Case]:
