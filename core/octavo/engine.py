@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, abc, deque
 from dataclasses import dataclass
 from itertools import count
 
@@ -15,10 +14,10 @@ from octavo.loading import EngineInfo, LoadedModel, load_failure, load_model
 from octavo.outputs import RequestUpdate
 from octavo.processor import EngineRequest, Limits, RequestProcessor
 from octavo.request_state import RequestState
-from octavo.runner import LogitRow, Runner
+from octavo.runner import LaunchedStep, LogitRow, Runner
 from octavo.sampling.inputs import SamplerOutputs
 from octavo.sampling.random import derive_seed
-from octavo.scheduling import Chunk, FinishReason, Plan, Request, Scheduler, SchedulerConfig
+from octavo.scheduling import Chunk, FinishReason, Plan, Request, Scheduler, SchedulerConfig, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,20 @@ class EngineStats:
     generation_tokens: int
     steps: int
     last_step_tokens: int
-    requests_finished: Mapping[str, int]  # by the finish reason of their first completion
+    requests_finished: abc.Mapping[str, int]  # by the finish reason of their first completion
+
+
+@dataclass(frozen=True, slots=True)
+class _StepInFlight:
+    """A step on the device. num_rows: of its outputs' rows, those of each chunk.
+
+    needed: whether nothing can be planned before its tokens are known on the host.
+    """
+
+    plan: Plan
+    num_rows: abc.Sequence[int]
+    launched: LaunchedStep
+    needed: bool
 
 
 class Engine:
@@ -68,7 +80,7 @@ class Engine:
             self._blocks,
         )
         try:
-            self._runner = Runner(loaded.device, loaded.model, loaded.weights, loaded.cache)
+            self._runner = Runner(loaded.device, loaded.model, loaded.weights, loaded.cache, info.max_num_seqs)
         except BackendError:
             loaded.device.close()
             raise
@@ -82,9 +94,11 @@ class Engine:
         self._counters: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._last_step_tokens = 0
+        self._in_flight: deque[_StepInFlight] = deque()  # the oldest first; the scheduler counts it as launched
+        self._suspects: set[Sequence] = set()  # of a step that failed on the device: one of them may be at fault
 
     @classmethod
-    def from_config(cls, config: EngineConfig, progress: Callable[[str, float], None] | None = None) -> Engine:
+    def from_config(cls, config: EngineConfig, progress: abc.Callable[[str, float], None] | None = None) -> Engine:
         """Find the model, open the backend, load the weights, size the KV cache.
 
         progress is called with what is being done and how much of it is done, 0 to 1. Raises OctavoError or
@@ -122,17 +136,18 @@ class Engine:
     def step(self) -> list[RequestUpdate]:
         """One step of the model; returns what each request gained. Nothing to do gives an empty list.
 
-        Raises EngineDeadError when the device is lost.
+        On an asynchronous device this launches a step while the one before runs, and returns what the one before gave:
+        the host plans and packs, commits and detokenizes in the device's shadow. Raises EngineDeadError when the device
+        is lost.
         """
         updates, self._ended = self._ended, []
-        plan = self._scheduler.schedule()
-        if self._sanitized is not None:
-            self._runner.poison(self._sanitized.take_abandoned(plan.copies), DType(self.info.dtype))
-        if plan.chunks:
-            updates += self._run(plan)
-            self._counters["steps"] += 1
-            self._counters["preemptions"] += len(plan.preempted)
-            self._last_step_tokens = plan.num_tokens
+        if self._in_flight and self._in_flight[0].needed:
+            updates += self._land()
+        plan = self._plan()
+        updates += self._launch(plan)
+        ahead = 1 if plan.chunks and self._runner.asynchronous else 0  # steps that may still run when this one returns
+        while len(self._in_flight) > ahead:
+            updates += self._land()
         if self._config.check_integrity:
             self.check_integrity()
         return updates
@@ -148,6 +163,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether `step` has anything to do; a step that is still in flight for nobody waits until it has."""
         return self._scheduler.has_work or bool(self._ended)
 
     @property
@@ -158,74 +174,139 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
-    def _run(self, plan: Plan) -> list[RequestUpdate]:
-        """Run a plan and commit it. If it fails its chunks run one by one, so that only the requests at fault end."""
-        rows = self._rows(plan)
+    def _plan(self) -> Plan:
+        plan = self._scheduler.schedule()
+        self._counters["preemptions"] += len(plan.preempted)
+        if self._sanitized is not None:
+            self._runner.poison(self._sanitized.take_abandoned(plan.copies), DType(self.info.dtype))
+        return plan
+
+    def _launch(self, plan: Plan) -> list[RequestUpdate]:
+        """Put a plan on the device. Updates come where that fails, and the plan is run at once in parts."""
+        if not plan.chunks:
+            return []
+        self._counters["steps"] += 1
+        self._last_step_tokens = plan.num_tokens
+        if self._suspects:
+            return self._run_one_by_one(plan)
+        rows, counts = self._rows(plan)
         try:
-            outputs = self._runner.run(plan, [row for part in rows for row in part])
+            launched = self._runner.launch(plan, rows)
         except Exception as error:
             self._require_device(error)
-            if len(plan.chunks) == 1:
-                return [self._fail(plan.chunks[0], error)]
-            return self._run_one_by_one(plan, error)
-        return self._commit(plan, rows, outputs)
+            _log.warning("A step of %d chunks failed; they run one by one: %s", len(plan.chunks), error)
+            updates = self._land() if self._in_flight else []  # the step before was launched in good order
+            return updates + self._run_one_by_one(plan)
+        needed = any(row.spec.sampling.follows_output for row in rows if row.lane >= 0)
+        self._in_flight.append(_StepInFlight(plan, counts, launched, needed))
+        if len(self._in_flight) == 1:
+            self._scheduler.launched(plan)
+        return []
 
-    def _run_one_by_one(self, plan: Plan, error: Exception) -> list[RequestUpdate]:
-        _log.warning("A step of %d chunks failed; they run one by one: %s", len(plan.chunks), error)
+    def _land(self) -> list[RequestUpdate]:
+        """Wait for the oldest step in flight and commit it; the next one, if there is one, takes its place."""
+        step = self._in_flight[0]
+        try:
+            outputs = self._runner.collect(step.launched)
+        except Exception as error:
+            self._require_device(error)
+            self._start_over(error)
+            return []
+        self._in_flight.popleft()  # not before: an interrupted wait begins again
+        updates = self._commit(step.plan, step.num_rows, outputs)
+        if self._in_flight:
+            self._scheduler.launched(self._in_flight[0].plan)
+        return updates
+
+    def _start_over(self, error: Exception) -> None:
+        """A step failed after others were built upon it: all that runs goes back to the queue and is computed again.
+
+        As long as one of these suspects has not got its next token, chunks run one by one: it shows whose fault it was.
+        """
+        _log.warning("A step failed on the device; what was running is computed again, one by one: %s", error)
+        self._in_flight.popleft()
+        while self._in_flight:
+            try:
+                self._runner.collect(self._in_flight.popleft().launched)
+            except Exception as further:
+                self._require_device(further)
+        self._suspects.update(self._scheduler.restart())
+
+    def _run_one_by_one(self, plan: Plan) -> list[RequestUpdate]:
+        """Run each chunk of a plan alone and to its end, so that only the requests at fault end."""
         updates: list[RequestUpdate] = []
         try:
             self._runner.copy(plan.copies)
-        except Exception as copying:
-            self._require_device(copying)
+        except Exception as error:
+            self._require_device(error)
             # Whose blocks were not copied cannot be told any more: nobody of this step may go on with wrong ones.
-            for chunk in plan.chunks:
-                if not chunk.sequence.is_finished:
-                    updates.append(self._fail(chunk, copying))
-            return updates
+            return [self._fail(chunk, error) for chunk in plan.chunks if chunk.sequence.is_running]
         for part in plan.one_by_one():
-            if not part.chunks[0].sequence.is_finished:
-                updates += self._run(part)
+            if part.chunks[0].sequence.is_running:
+                updates += self._run_alone(part)
+        self._suspects = {sequence for sequence in self._suspects if not sequence.is_finished}
         return updates
+
+    def _run_alone(self, plan: Plan) -> list[RequestUpdate]:
+        chunk, (rows, counts) = plan.chunks[0], self._rows(plan)
+        try:
+            outputs = self._runner.collect(self._runner.launch(plan, rows))
+        except Exception as error:
+            self._require_device(error)
+            return [self._fail(chunk, error)]
+        self._scheduler.launched(plan)
+        if chunk.samples:
+            self._suspects.discard(chunk.sequence)
+        return self._commit(plan, counts, outputs)
 
     def _require_device(self, error: Exception) -> None:
         """Raises EngineDeadError when what failed was the device itself and not only this step."""
         if isinstance(error, DeviceLostError) or not self._runner.alive():
             raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
 
-    def _rows(self, plan: Plan) -> list[list[LogitRow]]:
-        """The logits each chunk wants, chunk by chunk."""
-        rows, first_token = [], 0
+    def _rows(self, plan: Plan) -> tuple[list[LogitRow], list[int]]:
+        """The logits that the plan's chunks want, and how many each of them does."""
+        rows: list[LogitRow] = []
+        counts = []
+        first_token = 0
         for chunk in plan.chunks:
-            rows.append(self._state(chunk).rows(chunk, first_token))
+            before = len(rows)
+            self._state(chunk).add_rows(rows, chunk, first_token)
+            counts.append(len(rows) - before)
             first_token += chunk.count
-        return rows
+        return rows, counts
 
-    def _commit(self, plan: Plan, rows: list[list[LogitRow]], outputs: SamplerOutputs) -> list[RequestUpdate]:
+    def _commit(self, plan: Plan, num_rows: abc.Sequence[int], outputs: SamplerOutputs) -> list[RequestUpdate]:
+        """Take what a step gave. num_rows: of the outputs' rows, those of each chunk."""
+        token_ids: list[int] = outputs.token_ids.tolist()
         touched: dict[str, RequestState] = {}
-        first_row = 0
         failed: list[RequestUpdate] = []
-        for chunk, part in zip(plan.chunks, rows, strict=True):
-            stop = first_row + len(part)
-            if not chunk.sequence.is_finished:  # a sibling's failure may have ended it just now
-                state = self._state(chunk)
-                try:
-                    self._commit_chunk(chunk, state, outputs, range(first_row, stop))
-                    if part:
-                        touched[state.request.request_id] = state
-                except Exception as error:  # whatever it is, it is this request's alone
-                    failed.append(self._fail(chunk, error))
-                    touched.pop(state.request.request_id, None)
-            first_row = stop
+        stop = generated = 0
+        for chunk, own_rows in zip(plan.chunks, num_rows, strict=True):
+            start, stop = stop, stop + own_rows
+            if own_rows == 0 or chunk.is_wasted:
+                continue
+            state = self._state(chunk)
+            try:
+                sampled = token_ids[stop - chunk.samples : stop]
+                generated += self._commit_chunk(chunk, state, outputs, range(start, stop), sampled)
+                touched[state.request.request_id] = state
+            except Exception as error:  # whatever it is, it is this request's alone
+                failed.append(self._fail(chunk, error))
+                touched.pop(state.request.request_id, None)
+        self._counters["generation_tokens"] += generated
         return failed + [self._take(state) for state in touched.values()]
 
-    def _commit_chunk(self, chunk: Chunk, state: RequestState, outputs: SamplerOutputs, rows: range) -> None:
-        sampled = [int(token) for token in outputs.token_ids[rows.stop - chunk.samples : rows.stop]]
-        received = self._scheduler.advance(chunk, sampled)
+    def _commit_chunk(
+        self, chunk: Chunk, state: RequestState, outputs: SamplerOutputs, rows: range, token_ids: list[int]
+    ) -> int:
+        """Returns how many sequences received a token."""
+        received = self._scheduler.advance(chunk, token_ids)
         if received and not state.started:
             self._counters["prompt_tokens"] += len(state.request.prompt_token_ids)
-        self._counters["generation_tokens"] += len(received)
-        for sequence, reason in state.commit(chunk, rows, outputs, received):
+        for sequence, reason in state.commit(chunk, rows, outputs, token_ids):
             self._scheduler.finish(sequence, reason)
+        return len(received)
 
     def _fail(self, chunk: Chunk, error: Exception) -> RequestUpdate:
         state = self._state(chunk)
@@ -274,6 +355,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back the device's memory; the engine cannot be used any more."""
+        self._in_flight.clear()
         self._runner.close()
 
     def reset_prefix_cache(self) -> None:

@@ -40,6 +40,7 @@ class RequestState:
         self.completions = [
             Completion(index, tokenizer, params, request.prompt_token_ids, eos_token_ids) for index in range(params.n)
         ]
+        self._outputs = [sequence.output_token_ids for sequence in scheduled.sequences]
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]  # the first token has nothing before it
         self._first_token: float | None = None
@@ -57,64 +58,65 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        return all(completion.finish_reason is not None for completion in self.completions)
+        return None not in [completion.finish_reason for completion in self.completions]
 
-    def rows(self, chunk: Chunk, first_token: int) -> list[LogitRow]:
-        """The logits this request wants of a chunk whose tokens start at `first_token` of the step.
+    def add_rows(self, rows: list[LogitRow], chunk: Chunk, first_token: int) -> None:
+        """Add the logits this request wants of a chunk whose tokens start at `first_token` of the step.
 
         Prompt positions first, where prompt_logprobs were asked for, then what is sampled.
         """
-        prompt = self.request.prompt_token_ids
-        rows = [
-            LogitRow(
-                first_token + position - chunk.start, self._spec(chunk.sequence, position + 1, prompt[position + 1])
-            )
-            for position in self._prompt_positions(chunk)
-        ]
+        if self.request.params.prompt_logprobs is not None:
+            prompt = self.request.prompt_token_ids
+            for position in self._prompt_positions(chunk):
+                spec = self._spec(chunk.sequence, position + 1, prompt[position + 1])
+                rows.append(LogitRow(first_token + position - chunk.start, spec))
         if chunk.samples:
-            last = first_token + chunk.count - 1
-            stop = chunk.start + chunk.count
-            siblings = self.scheduled.sequences if chunk.samples > 1 else (chunk.sequence,)
-            rows.extend(LogitRow(last, self._spec(sibling, stop)) for sibling in siblings)
-        return rows
+            last, stop = first_token + chunk.count - 1, chunk.start + chunk.count
+            for receiver in chunk.receivers:
+                rows.append(LogitRow(last, self._spec(receiver, stop), receiver.lane))
 
     def commit(
-        self, chunk: Chunk, rows: range, outputs: SamplerOutputs, received: Sequence[RunningSequence]
+        self, chunk: Chunk, rows: range, outputs: SamplerOutputs, token_ids: Sequence[int]
     ) -> list[tuple[RunningSequence, FinishReason]]:
-        """Take the rows of a chunk; returns the sequences that ended, with the reason."""
+        """Take the rows of a chunk, and the tokens sampled from it; returns the sequences that ended, with the reason.
+
+        Sequences that had ended before are passed over.
+        """
         row = rows.start
         for _ in range(len(rows) - chunk.samples):
             token = self.request.prompt_token_ids[len(self._prompt_logprobs)]
             self._prompt_logprobs.append(self._logprobs(outputs, row, token, self.request.params.prompt_logprobs or 0))
             row += 1
         ended: list[tuple[RunningSequence, FinishReason]] = []
-        for sequence in received:
-            asked = self.request.params.logprobs
-            token = int(outputs.token_ids[row])
-            logprobs = None if asked is None else self._logprobs(outputs, row, token, asked)
-            reason = self.completions[sequence.index].append(token, logprobs)
-            if reason is not None:
-                ended.append((sequence, reason))
-            row += 1
-        if received and self._first_token is None:
+        if not token_ids:
+            return ended
+        if self._first_token is None:
             self._first_token = time.time()
+        asked = self.request.params.logprobs
+        for sequence, token in zip(chunk.receivers, token_ids, strict=True):
+            if not sequence.is_finished:
+                logprobs = None if asked is None else self._logprobs(outputs, row, token, asked)
+                reason = self.completions[sequence.index].append(token, logprobs)
+                if reason is not None:
+                    ended.append((sequence, reason))
+            row += 1
         return ended
 
     def take(self, error: str | None = None) -> RequestUpdate:
         """What the request gained since the last call."""
-        parts = tuple(update for completion in self.completions if (update := completion.take()) is not None)
+        parts = [update for completion in self.completions if (update := completion.take()) is not None]
         prompt_logprobs = None
-        if (
-            len(self._prompt_logprobs) == len(self.request.prompt_token_ids)
-            and self.request.params.prompt_logprobs is not None
+        if self.request.params.prompt_logprobs is not None and len(self._prompt_logprobs) == len(
+            self.request.prompt_token_ids
         ):
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
+        finished = self.finished
         return RequestUpdate(
             request_id=self.request.request_id,
-            sequences=parts,
-            finished=self.finished,
+            sequences=tuple(parts),
+            finished=finished,
             prompt_logprobs=prompt_logprobs,
-            metrics=self._metrics() if self.finished else None,
+            metrics=self._metrics() if finished else None,
             error=error,
         )
 
@@ -128,14 +130,15 @@ class RequestState:
 
     def _prompt_positions(self, chunk: Chunk) -> range:
         """Positions of the chunk whose successor is a prompt token with a logprob still to come."""
-        if self.request.params.prompt_logprobs is None or not self._prompt_logprobs:
+        if not self._prompt_logprobs:
             return range(0)
         # A preempted prompt is computed again; what it reported already is not reported twice.
         start = max(chunk.start, len(self._prompt_logprobs) - 1)
         return range(start, min(chunk.start + chunk.count, len(self.request.prompt_token_ids) - 1))
 
     def _spec(self, sequence: RunningSequence, position: int, target: int = -1) -> RowSpec:
-        return RowSpec(self._sampling[sequence.index], sequence.output_token_ids, position, target)
+        index = sequence.index
+        return RowSpec(self._sampling[index], self._outputs[index], position, target, None, sequence.num_pending)
 
     def _logprobs(self, outputs: SamplerOutputs, row: int, token: int, top: int) -> TokenLogprobs:
         """Logprobs of one row: `token`, chosen or given, and the `top` most likely ones."""

@@ -1,56 +1,74 @@
-"""From a plan of plain integers to sampled tokens: pack, stage, run the compiled step, download.
+"""From a plan of plain integers to sampled tokens: pack, stage, launch the compiled step; later, download.
 
-The runner owns everything on the device: weights, KV cache, compiled steps.
+The runner owns everything on the device: weights, KV cache, compiled steps, the board of last tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import cast
 
 import numpy as np
 from array_api_compat import array_namespace
-from numpy.typing import NDArray
 
-from octavo.backend import AttentionMetadata, BackendError, Bucket, Device, DType, KVCache, Step, StepInputs
+from octavo.backend import Array, BackendError, Bucket, Device, DType, KVCache, Step, StepInputs
+from octavo.backend.step import Feedback
 from octavo.backend.tree import flatten, tree_map, unflatten
 from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights, hidden_states, logits
+from octavo.packing import Int32Array, Packer, padded, padded_size
 from octavo.planning import CachePlan
 from octavo.sampling.batch import RowSpec, build_inputs
 from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
 from octavo.sampling.sampler import sample
-from octavo.scheduling import Chunk, Plan
-
-Int32Array = NDArray[np.int32]
+from octavo.scheduling import Plan
 
 MAX_LOGIT_ROWS = 256
 """Rows whose logits exist at a time: prompt_logprobs asks for those of every prompt token, a vocabulary each."""
-
-SMALLEST_BUCKET = 8
-"""Least size a static dimension is padded to: below it, padding costs less than one more compilation."""
 
 POISONED_SLOTS = 512
 """Slots of the KV cache that are filled with NaN at a time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # never changed; freezing it would make the making of it four times as slow
 class LogitRow:
     """A token of the step whose logits are wanted, and how they are sampled.
 
-    token: index into the step's tokens.
+    token: index into the step's tokens. lane: of the sequence that goes on with the sampled token; -1 for nobody.
     """
 
     token: int
     spec: RowSpec
+    lane: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """What a step returns. last_tokens: the board as the next step reads it, where there is one (see `Feedback`)."""
+
+    sampled: SamplerOutputs
+    last_tokens: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that is on the device, or was; `Runner.collect` waits for it. num_rows: those that are no padding."""
+
+    sampled: SamplerOutputs
+    num_rows: int
 
 
 class Runner:
-    """Runs steps of one model on one device."""
+    """Runs steps of one model on one device. lanes: sequences that run at once, each in a lane of its own.
 
-    def __init__(self, device: Device, model: DecoderConfig, weights: DecoderWeights, cache: CachePlan) -> None:
+    On an asynchronous device a step may be launched while the one before runs, and two are the most.
+    """
+
+    def __init__(
+        self, device: Device, model: DecoderConfig, weights: DecoderWeights, cache: CachePlan, lanes: int
+    ) -> None:
         self._device = device
         self._model = model
         self._weights = weights
@@ -65,20 +83,38 @@ class Runner:
         self._static = capabilities.static_shapes
         self._captures = capabilities.graph_capture
         self._steps: dict[Bucket, Step] = {}
+        self.asynchronous = capabilities.asynchronous
+        self._lanes = lanes
+        self._last_tokens: Array | None = None  # the board; None before the first step that needs one
+        self._packer = Packer(lanes, cache.layout.block_size, cache.max_model_len, self.asynchronous)
 
-    def run(self, plan: Plan, rows: Sequence[LogitRow]) -> SamplerOutputs:
-        """Run one step; the outputs are NumPy arrays [rows]. `rows` is in the order the caller wants them back."""
+    def launch(self, plan: Plan, rows: Sequence[LogitRow]) -> LaunchedStep:
+        """Start one step. `rows` is in the order in which the caller wants the outputs."""
         self.copy(plan.copies)
-        decode_only = plan.num_decodes == len(plan.chunks)
-        pad = self._static or (self._captures and decode_only)
+        pad = self._static or (self._captures and plan.num_decodes == len(plan.chunks))
         # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
         num_rows = padded_size(max(1, len(rows)), pad)
         sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
-        token_ids, attention = self._pack(plan.chunks, decode_only, pad)
-        inputs = StepInputs(token_ids, _padded([row.token for row in rows], num_rows), attention, sampling=sampling)
+        packed = self._packer.pack(plan, pad)
+        inputs = StepInputs(
+            packed.token_ids,
+            padded([row.token for row in rows], num_rows),
+            packed.attention,
+            sampling=sampling,
+            feedback=self._feedback(packed.lane_of_token, rows),
+        )
         step = self._step(self._bucket(inputs, pad, features), features)
         outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
-        return tree_map(lambda array: self._device.download(array)[: len(rows)], cast(SamplerOutputs, outputs))
+        self._last_tokens = outputs.last_tokens
+        return LaunchedStep(outputs.sampled, len(rows))
+
+    def collect(self, step: LaunchedStep) -> SamplerOutputs:
+        """Wait for a step; its outputs are NumPy arrays [rows]. Raises whatever went wrong in it."""
+        try:
+            return tree_map(lambda array: self._device.download(array)[: step.num_rows], step.sampled)
+        except Exception:
+            self._last_tokens = None  # what follows from a failed step is not to be read
+            raise
 
     def poison(self, blocks: Sequence[int], dtype: DType) -> None:
         """Fill blocks with NaN in every layer; `dtype` is the model's, in which keys and values arrive."""
@@ -86,15 +122,16 @@ class Runner:
         slots = [block * layout.block_size + index for block in blocks for index in range(layout.block_size)]
         for start in range(0, len(slots), POISONED_SLOTS):
             part = slots[start : start + POISONED_SLOTS]
-            padded = _padded(part, padded_size(len(part), self._static))
-            nothing = np.full((len(padded), layout.kv_heads, layout.head_size), np.nan, dtype.numpy)
-            where, k, v = (self._device.upload(array) for array in (padded, nothing, nothing.copy()))
+            targets = padded(part, padded_size(len(part), self._static))
+            nothing = np.full((len(targets), layout.kv_heads, layout.head_size), np.nan, dtype.numpy)
+            where, k, v = (self._device.upload(array) for array in (targets, nothing, nothing.copy()))
             self._kv = [ops.write_kv(layer, k, v, where) for layer in self._kv]
 
     def close(self) -> None:
         """Give back the KV cache, the weights and the device; the runner cannot be used any more."""
         self._steps.clear()
         self._kv = []
+        self._last_tokens = None
         del self._weights
         self._device.close()
 
@@ -107,6 +144,17 @@ class Runner:
             return False
 
     # ---------------------------------------------------------------------------------------------------- details
+
+    def _feedback(self, lane_of_token: Int32Array | None, rows: Sequence[LogitRow]) -> Feedback | None:
+        if lane_of_token is None:
+            return None
+        if self._last_tokens is None:
+            self._last_tokens = self._device.upload(np.zeros(self._lanes, np.int32))
+        lanes = np.array([row.lane for row in rows], np.int32)
+        taken = np.flatnonzero(lanes >= 0)
+        row_of_lane = np.full(self._lanes, -1, np.int32)
+        row_of_lane[lanes[taken]] = taken
+        return Feedback(self._last_tokens, lane_of_token, row_of_lane)
 
     def _bucket(self, inputs: StepInputs, pad: bool, features: SamplerFeatures) -> Bucket:
         meta = inputs.attention
@@ -123,14 +171,17 @@ class Runner:
     def _make_step(self, features: SamplerFeatures) -> Step:
         ops, collectives, model = self._device.ops, self._device.collectives, self._model
 
-        def step(weights: DecoderWeights, kv: KVCache, inputs: StepInputs) -> tuple[SamplerOutputs, KVCache]:
+        def step(weights: DecoderWeights, kv: KVCache, inputs: StepInputs) -> tuple[StepOutputs, KVCache]:
+            if inputs.feedback is not None:
+                inputs = replace(inputs, token_ids=_fed_back(inputs.token_ids, inputs.feedback))
             hidden, kv = hidden_states(model, ops, collectives, weights, kv, inputs)
             parts = []
             for start in range(0, hidden.shape[0], MAX_LOGIT_ROWS):
                 rows = itemgetter((slice(start, min(start + MAX_LOGIT_ROWS, hidden.shape[0])), ...))
                 sampling = tree_map(rows, inputs.sampling)
                 parts.append(sample(ops, logits(ops, collectives, weights, rows(hidden)), sampling, features))
-            return _concatenated(parts), kv
+            sampled = _concatenated(parts)
+            return StepOutputs(sampled, _next_board(sampled.token_ids, inputs.feedback)), kv
 
         return step
 
@@ -144,39 +195,19 @@ class Runner:
         source, target = (self._device.upload(np.ascontiguousarray(side)) for side in pairs)
         self._kv = self._device.ops.copy_blocks(self._kv, source, target)
 
-    def _pack(self, chunks: Sequence[Chunk], decode_only: bool, pad: bool) -> tuple[Int32Array, AttentionMetadata]:
-        """Token ids [tokens], and where they stand."""
-        block_size = self._layout.block_size
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        sequences: list[int] = []
-        starts = [0]
-        for index, chunk in enumerate(chunks):
-            blocks = chunk.sequence.block_table.blocks
-            span = range(chunk.start, chunk.start + chunk.count)
-            token_ids.extend(chunk.sequence.token_ids[span.start : span.stop])
-            positions.extend(span)
-            slots.extend([blocks[position // block_size] * block_size + position % block_size for position in span])
-            sequences.extend([index] * chunk.count)
-            starts.append(starts[-1] + chunk.count)
-        lengths = [chunk.start + chunk.count for chunk in chunks]
-        # Blocks allocated ahead are left out of the tables: the step looks at those up to its context only.
-        widths = [-(-length // block_size) for length in lengths]
-        rows, tokens = padded_size(len(chunks), pad), padded_size(len(token_ids), pad)
-        tables = np.zeros((rows, padded_size(max(widths), pad)), np.int32)
-        for index, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
-            tables[index, :width] = chunk.sequence.block_table.blocks[:width]
-        attention = AttentionMetadata(
-            positions=_padded(positions, tokens),
-            slots=_padded(slots, tokens),
-            sequences=_padded(sequences, tokens),
-            query_starts=_padded(starts, rows + 1, fill=starts[-1]),
-            context_lengths=_padded(lengths, rows),
-            block_tables=tables,
-            decode_only=decode_only,
-        )
-        return _padded(token_ids, tokens), attention
+
+def _fed_back(token_ids: Array, feedback: Feedback) -> Array:
+    """The step's token ids, those taken from the board that the host does not know."""
+    xp, lanes = array_namespace(token_ids), feedback.lane_of_token
+    return xp.where(lanes < 0, token_ids, xp.take(feedback.last_tokens, xp.where(lanes < 0, 0, lanes), axis=0))
+
+
+def _next_board(sampled: Array, feedback: Feedback | None) -> Array | None:
+    """The board with what this step sampled; None where there is no board."""
+    if feedback is None:
+        return None
+    xp, rows = array_namespace(sampled), feedback.row_of_lane
+    return xp.where(rows < 0, feedback.last_tokens, xp.take(sampled, xp.where(rows < 0, 0, rows), axis=0))
 
 
 def _concatenated(parts: Sequence[SamplerOutputs]) -> SamplerOutputs:
@@ -187,14 +218,3 @@ def _concatenated(parts: Sequence[SamplerOutputs]) -> SamplerOutputs:
     xp = array_namespace(leaves[0][0])
     whole = unflatten(structures[0], [xp.concat(arrays, axis=0) for arrays in zip(*leaves, strict=True)])
     return cast(SamplerOutputs, whole)
-
-
-def padded_size(size: int, pad: bool) -> int:
-    """The size itself, or padded to the next bucket: a power of two."""
-    return max(SMALLEST_BUCKET, 1 << (size - 1).bit_length()) if pad else size
-
-
-def _padded(values: Sequence[int], size: int, fill: int = 0) -> Int32Array:
-    array = np.full(size, fill, np.int32)
-    array[: len(values)] = values
-    return array

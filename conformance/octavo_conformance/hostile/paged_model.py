@@ -14,8 +14,8 @@ from octavo.models.checkpoint import open_checkpoint
 from octavo.models.decoder import DecoderWeights, hidden_states, logits
 from octavo.models.resolve import resolve_model
 from octavo.models.weights import load_weights
+from octavo.packing import padded_size
 from octavo.planning import choose_kv_dtype
-from octavo.runner import padded_size
 from octavo_conformance.hostile.batch import Chunk, assemble
 from octavo_conformance.hostile.cache import HostileCache
 from octavo_conformance.oracles.models import TinyModel

@@ -22,7 +22,7 @@ from octavo.backend.errors import (
 from octavo.backend.hooks import Backend, Kernel, Probe, hookimpl
 from octavo.backend.kv import KVCache, KVLayout, LayerKV
 from octavo.backend.ops import Ops
-from octavo.backend.step import AttentionMetadata, Bucket, Step, StepInputs
+from octavo.backend.step import AttentionMetadata, Bucket, Feedback, Step, StepInputs
 from octavo.backend.version import API_VERSION
 from octavo.backend.weights import (
     Activation,
@@ -61,6 +61,7 @@ __all__ = [
     "DeviceLostError",
     "DeviceOutOfMemoryError",
     "ExpertWeights",
+    "Feedback",
     "KVCache",
     "KVLayout",
     "Kernel",

@@ -28,6 +28,8 @@ class Capabilities:
     block_sizes: KV block sizes, the preferred one first. head_sizes: None takes any.
     static_shapes: the runner pads every step to a bucket (XLA, graph capture); otherwise steps have their real size.
     graph_capture: `compile` records decode buckets. max_tensor_parallel: largest number of shards.
+    asynchronous: compiled steps return before the device has finished; core then schedules the next step meanwhile,
+        feeding it the ids just sampled without a download (`Feedback`). All work is done in the order of the calls.
     """
 
     dtypes: tuple[DType, ...] = (DType.FLOAT32,)
@@ -39,6 +41,7 @@ class Capabilities:
     static_shapes: bool = False
     graph_capture: bool = False
     max_tensor_parallel: int = 1
+    asynchronous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,10 @@ class Device(ABC):
 
     @abstractmethod
     def download(self, array: Array) -> np.ndarray:
-        """The array on the host. Waits for this array only, not for work queued after it."""
+        """The array on the host. Waits for this array only, not for work queued after it.
+
+        Where the device is asynchronous, what went wrong in the step that gives the array is raised here.
+        """
 
     @abstractmethod
     def load(self, tensor: TensorSource, dtype: DType) -> Array:
@@ -149,6 +155,10 @@ class Device(ABC):
         The default uploads array by array. A backend overrides it for one pinned transfer, or to plan its kernels on
         the host and attach the plan as `inputs.attention.plan`. Go by `tree.flatten` and not by the fields' names:
         later versions may add fields. Arrays that are on the device already stay as they are.
+
+        On an asynchronous device two steps may be in flight: a step is staged, and its compiled step called, before the
+        outputs of the step before were downloaded. A staging buffer may be used again only once the step that reads it
+        has finished.
         """
         return tree_map(lambda leaf: self.upload(leaf) if isinstance(leaf, np.ndarray) else leaf, inputs)
 
@@ -161,6 +171,10 @@ class Device(ABC):
         leaves the KV cache usable, or raises DeviceLostError (donated buffers may be gone). Fields of the
         arguments may be added later, so capture and trace whatever `tree.flatten` gives. The default runs the step as
         it is.
+
+        On an asynchronous device the compiled step may return before its work is done, as long as all work is done in
+        the order of the calls: steps, and what core calls between them (`copy_blocks`, `write_kv`, uploads). The
+        outputs of a step survive the launch of the next one, which may read one of them (`Feedback.last_tokens`).
         """
         return step
 

@@ -38,11 +38,30 @@ class AttentionMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """Tokens that the step before sampled and the host has not seen yet. Set by the runner; all arrays int32.
+
+    Each running sequence owns a lane of a board of last tokens, which stays on the device: a step reads the board that
+    the step before returned, and returns a new one. The shapes are the same in every step.
+
+    last_tokens [lanes]: the board, a device array already when it comes to `stage`: an output of the step before, or
+        zeros.
+    lane_of_token [tokens]: the lane that holds the token's id; -1 where it is in `StepInputs.token_ids`.
+    row_of_lane [lanes]: row of `StepInputs.logit_rows` whose sampled id the lane takes; -1 for a lane that stays.
+    """
+
+    last_tokens: Array
+    lane_of_token: Array
+    row_of_lane: Array
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """All that a step reads besides weights and KV cache; NumPy on the host, device arrays after `Device.stage`.
 
     token_ids int32 [tokens]. logit_rows int32 [rows]: tokens whose logits are sampled. adapter_ids int32 [tokens], -1
-    for none, or None when no row uses an adapter. sampling: the sampler's own arrays, opaque to backends.
+    for none, or None when no row uses an adapter. sampling: the sampler's own arrays, opaque to backends. feedback: on
+    an asynchronous device, ids that are on the device only; None on all others.
     """
 
     token_ids: Array
@@ -50,6 +69,7 @@ class StepInputs:
     attention: AttentionMetadata
     adapter_ids: Array | None = None
     sampling: Any = None
+    feedback: Feedback | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,7 @@ _SMALLEST_EDITS = 8  # width of the edit arrays; it grows by factors of 4, so th
 # A temperature below this is greedy: the softmax of any two different logits is then 1 and 0 in float32.
 _LOWEST_TEMPERATURE = 1e-5
 _HIGHEST_TEMPERATURE = 1e30
-_PADDING = (0.0, 1.0, 0.0, 0, 0)
-_SCALARS = np.dtype(
-    [("temperature", "f4"), ("top_p", "f4"), ("min_p", "f4"), ("top_k", "i4"), ("seed", "i4")], align=True
-)
+_SCALARS = struct.Struct("=fffii")  # temperature, top_p, min_p, top_k, seed
 
 
 class SequenceSampling:
@@ -42,24 +40,23 @@ class SequenceSampling:
         self.params = params
         temperature = min(params.temperature, _HIGHEST_TEMPERATURE)
         self.random = temperature >= _LOWEST_TEMPERATURE
-        self.scalars = (
-            temperature if self.random else 0.0,
-            params.top_p,
-            params.min_p,
-            min(params.top_k, vocab_size) if params.top_k > 0 else vocab_size,
-            seed,
-        )
+        top_k = min(params.top_k, vocab_size) if params.top_k > 0 else vocab_size
+        self.scalars = _SCALARS.pack(temperature if self.random else 0.0, params.top_p, params.min_p, top_k, seed)
+        """Its row of the table that `build_inputs` makes."""
         edits = LogitEdits(params, prompt_token_ids, end_token_ids, vocab_size)
         self.edits = edits if edits.in_use else None
+        self.follows_output = edits.follow_output
+        """Whether a row depends on which tokens were put out: then each must be known before the next is sampled."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # never changed; freezing it would make the making of it four times as slow
 class RowSpec:
     """One row of logits.
 
     position: of the token to be chosen, counted from the start of the prompt; with the seed it keys the draw.
     target: for prompt logprobs, the token that stands at that position; such a row reports and does not draw.
     mask_bits: int32 [ceil(vocabulary / 32)], the tokens a grammar allows; see `SamplingInputs`.
+    num_pending: output tokens after `output_token_ids` that are not known yet; none where sampling.follows_output.
     """
 
     sampling: SequenceSampling
@@ -67,40 +64,38 @@ class RowSpec:
     position: int
     target: int = -1
     mask_bits: NDArray[np.int32] | None = None
+    num_pending: int = 0
 
 
 def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tuple[SamplingInputs, SamplerFeatures]:
     """Arrays of num_rows rows (the bucket; at least len(rows)), the rest padded with greedy rows, and their
     features.
     """
-    scalars = [_PADDING if row.target >= 0 else row.sampling.scalars for row in rows]
-    scalars += [_PADDING] * (num_rows - len(rows))
-    table = np.array(scalars, _SCALARS)
-    top_k = table["top_k"]
-    top_k[top_k == 0] = vocab_size
-    positions = np.zeros(num_rows, np.int32)
-    positions[: len(rows)] = [row.position for row in rows]
-    targets = np.full(num_rows, -1, np.int32)
-    targets[: len(rows)] = [row.target for row in rows]
+    padding = num_rows - len(rows)
+    idle = _SCALARS.pack(0.0, 1.0, 0.0, vocab_size, 0)
+    scalars = [row.sampling.scalars if row.target < 0 else idle for row in rows] + [idle] * padding
+    table = np.frombuffer(b"".join(scalars), np.int32).reshape(num_rows, -1).T.copy()  # a contiguous row for each
+    temperatures, top_p, min_p = table[:3].view(np.float32)
+    top_k, seeds = table[3:]
 
     edit_ids, edit_values = _edits(rows, num_rows)
     mask_bits = _masks(rows, num_rows, vocab_size)
-    random = bool((table["temperature"] > 0).any())
+    random = bool(temperatures.any())
     features = SamplerFeatures(
         random=random,
-        truncation=_truncation(table, vocab_size) if random else Truncation.NONE,
+        truncation=_truncation(temperatures > 0, top_k, top_p, min_p, vocab_size) if random else Truncation.NONE,
         edits=edit_ids is not None,
         mask=mask_bits is not None,
         logprobs=_logprobs(rows),
     )
     inputs = SamplingInputs(
-        temperatures=np.ascontiguousarray(table["temperature"]),
-        top_k=np.ascontiguousarray(top_k),
-        top_p=np.ascontiguousarray(table["top_p"]),
-        min_p=np.ascontiguousarray(table["min_p"]),
-        seeds=np.ascontiguousarray(table["seed"]),
-        positions=positions,
-        targets=targets,
+        temperatures=temperatures,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seeds=seeds,
+        positions=np.array([row.position for row in rows] + [0] * padding, np.int32),
+        targets=np.array([row.target for row in rows] + [-1] * padding, np.int32),
         edit_ids=edit_ids,
         edit_bias=None if edit_values is None else edit_values[0],
         edit_repetition=None if edit_values is None else edit_values[1],
@@ -110,22 +105,27 @@ def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tup
     return inputs, features
 
 
-def _truncation(table: NDArray[np.void], vocab_size: int) -> Truncation:
-    drawn = table[table["temperature"] > 0]
-    if drawn["top_k"].max() <= CANDIDATES:
+def _truncation(
+    drawn: NDArray[np.bool_],
+    top_k: NDArray[np.int32],
+    top_p: NDArray[np.float32],
+    min_p: NDArray[np.float32],
+    vocab_size: int,
+) -> Truncation:
+    if top_k[drawn].max() <= CANDIDATES:
         return Truncation.CANDIDATES
-    if drawn["top_k"].min() < vocab_size:
+    if top_k[drawn].min() < vocab_size:
         return Truncation.FULL
-    if drawn["top_p"].min() < 1.0:
+    if top_p[drawn].min() < 1.0:
         return Truncation.NUCLEUS
-    return Truncation.FLOOR if drawn["min_p"].max() > 0.0 else Truncation.NONE
+    return Truncation.FLOOR if min_p[drawn].max() > 0.0 else Truncation.NONE
 
 
 def _edits(rows: Sequence[RowSpec], num_rows: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
     editing = []
     for index, row in enumerate(rows):
         if (edits := row.sampling.edits) is not None and row.target < 0:
-            edits.record(row.output_token_ids)
+            edits.record(row.output_token_ids, row.num_pending)
             if edits.size:
                 editing.append((index, edits))
     if not editing:
@@ -143,16 +143,16 @@ def _edits(rows: Sequence[RowSpec], num_rows: int) -> tuple[NDArray[np.int32] | 
 
 
 def _masks(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> NDArray[np.int32] | None:
-    if all(row.mask_bits is None for row in rows):
+    masked = [(index, row.mask_bits) for index, row in enumerate(rows) if row.mask_bits is not None]
+    if not masked:
         return None
     bits = np.full((num_rows, -(-vocab_size // 32)), -1, np.int32)
-    for index, row in enumerate(rows):
-        if row.mask_bits is not None:
-            bits[index] = row.mask_bits
+    for index, mask in masked:
+        bits[index] = mask
     return bits
 
 
 def _logprobs(rows: Sequence[RowSpec]) -> int | None:
-    wanted = [row.sampling.params.logprobs if row.target < 0 else row.sampling.params.prompt_logprobs for row in rows]
+    wanted = {row.sampling.params.logprobs if row.target < 0 else row.sampling.params.prompt_logprobs for row in rows}
     most = max((count for count in wanted if count is not None), default=None)
     return None if most is None else next(bucket for bucket in _LOGPROB_BUCKETS if bucket >= most)

@@ -37,6 +37,7 @@ class LogitEdits:
         self._penalises = self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
         held = dict.fromkeys(token for token in end_token_ids if token < vocab_size)
         self._held = tuple(held) if self._min_tokens > 0 else ()
+        self._holding = bool(self._held)
         self._slots: dict[int, int] = {}  # token id -> its column
         self._counts: dict[int, int] = {}  # output tokens; kept only where something is penalised
         self._seen = 0
@@ -60,10 +61,19 @@ class LogitEdits:
         """Number of edits; 0 when this step's logits stay as they are."""
         return len(self._slots)
 
-    def record(self, output_token_ids: Sequence[int]) -> None:
-        """Take in the output tokens not seen before; they are only ever appended to."""
-        if self._held and len(output_token_ids) >= self._min_tokens:
-            self._release()
+    @property
+    def follow_output(self) -> bool:
+        """Whether they depend on which tokens were put out, and not only on how many."""
+        return self._penalises
+
+    def record(self, output_token_ids: Sequence[int], num_pending: int = 0) -> None:
+        """Take in the output tokens not seen before; they are only ever appended to.
+
+        num_pending: further ones that nobody knows yet; there are none where `follow_output`. A pending one may be
+        sampled again, after a failure, so that there are fewer than before.
+        """
+        if self._held:
+            self._hold(len(output_token_ids) + num_pending < self._min_tokens)
         if not self._penalises:
             return
         for position in range(self._seen, len(output_token_ids)):
@@ -78,11 +88,13 @@ class LogitEdits:
         ids[: self.size] = self._ids[: self.size]
         values[:, : self.size] = self._values[:, : self.size]
 
-    def _release(self) -> None:
+    def _hold(self, holding: bool) -> None:
+        if holding == self._holding:
+            return
+        self._holding = holding
         for token in self._held:
-            self._set(token, 0, self._bias.get(token, 0.0))
-        self._held = ()
-        if not self._penalises and not self._bias:
+            self._set(token, 0, MASKED if holding else self._bias.get(token, 0.0))
+        if not holding and not self._penalises and not self._bias:
             self._slots.clear()
 
     def _set(self, token: int, which: int, value: float) -> None:

@@ -9,7 +9,7 @@ from octavo.cache.integrity import require
 from octavo.scheduling.request import Sequence, Status
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # never changed; freezing it would make the making of it four times as slow
 class Chunk:
     """Tokens `start .. start + count - 1` of a sequence, and how many to sample after the last.
 
@@ -21,6 +21,18 @@ class Chunk:
     start: int
     count: int
     samples: int
+
+    @property
+    def receivers(self) -> tuple[Sequence, ...]:
+        """Who takes the sampled tokens, in order: the sequence, and its siblings where they start here."""
+        return self.sequence.request.sequences if self.samples > 1 else (self.sequence,)
+
+    @property
+    def is_wasted(self) -> bool:
+        """Whether everybody whom it was computed for has finished since it was planned."""
+        if self.samples > 1:
+            return self.sequence.request.is_finished
+        return self.sequence.is_finished
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +61,7 @@ class Plan:
         return tuple(Plan((chunk,), (), (), chunk.count, int(chunk.count == 1)) for chunk in self.chunks)
 
     def check_integrity(self, blocks: BlockManager) -> None:
-        """Raise `IntegrityError` unless the plan can run. For use before its first chunk is advanced."""
+        """Raise `IntegrityError` unless the plan can run. For use before it is launched."""
         counts = [chunk.count for chunk in self.chunks]
         require(sum(counts) == self.num_tokens, f"The plan says {self.num_tokens} tokens and has {sum(counts)}.")
         require(
@@ -77,8 +89,8 @@ def _check_chunk(chunk: Chunk, blocks: BlockManager) -> None:
     sequence, end = chunk.sequence, chunk.start + chunk.count
     require(sequence.status is Status.RUNNING, f"{sequence!r} is in the plan and not running.")
     require(chunk.start == sequence.num_computed_tokens, f"{sequence!r} would compute from {chunk.start} on.")
-    samples = sequence.num_samples if end == len(sequence.token_ids) else 0
-    require(end <= len(sequence.token_ids), f"{sequence!r} would compute {end} tokens.")
+    samples = sequence.num_samples if end == sequence.num_tokens else 0
+    require(end <= sequence.num_tokens, f"{sequence!r} would compute {end} tokens.")
     require(chunk.samples == samples, f"{sequence!r} would sample {chunk.samples} tokens, not {samples}.")
     require(
         blocks.is_writable(sequence.block_table, end),

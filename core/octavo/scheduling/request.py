@@ -81,11 +81,15 @@ class Sequence:
     """One continuation of a request's prompt."""
 
     __slots__ = (
+        "admission",
         "block_table",
         "finish_reason",
         "first_scheduled_time",
         "index",
+        "lane",
+        "max_length",
         "num_cached_tokens",
+        "num_pending",
         "num_preemptions",
         "rank",
         "request",
@@ -100,7 +104,15 @@ class Sequence:
         self.request = request
         self.index = index
         self.token_ids = list(request.prompt_token_ids)
-        """Prompt and output; only ever appended to."""
+        """Prompt and output as far as they are known; only ever appended to."""
+        self.max_length = len(self.token_ids) + request.max_tokens
+        """The most tokens it can have, prompt and output."""
+        self.num_pending = 0
+        """Tokens after `token_ids` that a step in flight samples: they count, and nobody knows them yet. 0 or 1."""
+        self.lane = -1
+        """Its seat among the running ones, 0 to max_num_seqs - 1; -1 while it has none."""
+        self.admission = 0
+        """Number of the admission that gave it the blocks it holds; no two admissions have the same."""
         self.rank: tuple[int, float, int, int] = (request.priority, request.arrival_time, 0, index)
         """The smaller, the sooner it runs and the later it is preempted."""
         self.status = Status.WAITING if index == 0 else Status.PENDING
@@ -113,6 +125,11 @@ class Sequence:
     @property
     def num_computed_tokens(self) -> int:
         return self.block_table.num_computed
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known and pending."""
+        return len(self.token_ids) + self.num_pending
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -133,10 +150,14 @@ class Sequence:
 
     @property
     def num_samples(self) -> int:
-        """Tokens sampled once all `token_ids` are computed: every sibling's first while they share the
+        """Tokens sampled once all of its tokens are computed: every sibling's first while they share the
         prompt.
         """
         return 1 if self.request.forked else self.request.n
+
+    @property
+    def is_running(self) -> bool:
+        return self.status is Status.RUNNING
 
     @property
     def is_finished(self) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import abc
-from dataclasses import dataclass, field
 
 from octavo.cache import BlockManager
 from octavo.cache.integrity import require
-from octavo.errors import ConfigError, InvalidRequestError, QueueFullError
+from octavo.errors import InvalidRequestError, QueueFullError
+from octavo.scheduling.config import SchedulerConfig
+from octavo.scheduling.draft import Draft
 from octavo.scheduling.errors import RequestTooLargeError
 from octavo.scheduling.plan import Chunk, Plan
 from octavo.scheduling.ranked_queue import RankedQueue
@@ -20,33 +21,6 @@ from octavo.scheduling.request import FinishReason, Request, Sequence, Status
 
 HEADROOM_DIVISOR = 16
 """The blocks kept free for running sequences to grow are at most this part of the pool."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Limits of a step and of the queue.
-
-    max_num_seqs: sequences running at once. max_num_batched_tokens: tokens in one step; at least
-    max_num_seqs, so that every running sequence can decode in every step. max_model_len: tokens of one
-    sequence, prompt and output. max_waiting: sequences in the queue. Raises ConfigError for limits that no
-    step could keep.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    max_waiting: int
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_model_len", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, and is {getattr(self, name)}.")
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}; with max_num_seqs "
-                f"{self.max_num_seqs} it must be at least {self.max_num_seqs}, "
-                "one token for each running sequence."
-            )
 
 
 class Scheduler:
@@ -69,10 +43,19 @@ class Scheduler:
     sequence is never preempted by a later one, and every admitted request finishes (as long as nobody runs
     past max_tokens).
 
-    A step is `plan = schedule()`, then `advance(chunk, tokens)` for each chunk, then `finish` for those that
-    are done. All chunks are advanced, or their sequences finished, before the next `schedule`. The cost of a
-    step is a few microseconds a running sequence; nothing depends on the lengths of contexts. `clock` gives
-    seconds for `first_scheduled_time`.
+    A step is `plan = schedule()`, then `launched(plan)`, then `advance(chunk, tokens)` for each chunk, then
+    `finish` for those that are done. One plan may be in flight when the next is made: launched, and not advanced.
+    Its tokens count as computed, which they will be before anything that is queued behind it runs, and the token
+    it samples for a sequence is *pending*: it has a position and a slot, and the next plan computes it, before
+    anybody on the host knows which token it is. The next plan is launched once this one was advanced; so no
+    sequence has two pending tokens, and full blocks are offered to others only when their tokens are known.
+
+    What is known ahead is used: a sequence whose pending token is its last is not planned again. Where the token
+    turns out to end it (end of sequence, a stop string), the plan in flight computes a row for nobody. Its blocks
+    are free at once all the same: who gets them next writes to them in a later step, so after that row.
+
+    The cost of a step is a few microseconds a running sequence; nothing depends on the lengths of contexts.
+    `clock` gives seconds for `first_scheduled_time`.
     """
 
     def __init__(
@@ -85,8 +68,9 @@ class Scheduler:
         self._waiting = RankedQueue()
         self._running = RankedQueue()
         self._num_added = 0
-        self._num_seats = 0
-        """Of max_num_seqs: one for each running sequence, and for each sibling that will fork from one."""
+        self._num_admitted = 0
+        self._free_lanes = list(range(config.max_num_seqs - 1, -1, -1))
+        """A lane is a seat of max_num_seqs: each running sequence has one, and each sibling that will fork from one."""
         self._stalled: Sequence | None = None
         """Head of the queue that had no room. It is not tried again (a walk over its prompt at every step)
         before something was freed, or prefilled and so perhaps shared: decodes alone only take room away.
@@ -141,38 +125,53 @@ class Scheduler:
         return True
 
     def schedule(self) -> Plan:
-        """The next step. Empty only when there is no work."""
-        draft = _Draft(self.config.max_num_batched_tokens)
+        """The next step. Empty only when there is no work, or none before the plan in flight has given its tokens."""
+        draft = Draft(self.config.max_num_batched_tokens)
         self._continue_running(draft)
         if not draft.preempted:
             self._admit_waiting(draft)
         self.blocks.settle()
         return draft.plan()
 
-    def advance(self, chunk: Chunk, token_ids: abc.Sequence[int]) -> tuple[Sequence, ...]:
-        """Record that a chunk was computed and what was sampled from it; returns who received a token, in
-        order.
+    def launched(self, plan: Plan) -> None:
+        """Record that a plan is on the device, and that the plan before it was advanced.
 
-        token_ids: `chunk.samples` of them. Where that is n > 1 the siblings are forked here, and take one
-        each. A sequence that was finished since the plan receives nothing. Raises ValueError for a wrong
-        number of tokens or an outdated chunk.
+        Siblings that take their first tokens here are forked. Sequences that were finished since the plan was made
+        are passed over.
         """
-        sequence = chunk.sequence
-        if sequence.is_finished:
-            return ()
+        computed = self.blocks.computed
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if sequence.is_finished:
+                continue
+            computed(sequence.block_table, chunk.start + chunk.count)
+            if chunk.count > 1:
+                self._stalled = None
+            if chunk.samples > 1:
+                self._fork(sequence.request)
+            elif chunk.samples:
+                sequence.num_pending = 1
+
+    def advance(self, chunk: Chunk, token_ids: abc.Sequence[int]) -> abc.Sequence[Sequence]:
+        """Record what was sampled from a chunk of the plan in flight; returns who received a token, in order.
+
+        token_ids: `chunk.samples` of them, one for each of its receivers. One that was finished since receives nothing;
+        one that was preempted does. Raises ValueError for a wrong number of tokens or an outdated chunk.
+        """
         if len(token_ids) != chunk.samples:
-            raise ValueError(f"{chunk.samples} tokens were to be sampled for {sequence!r}, and {len(token_ids)} came.")
-        if sequence.status is not Status.RUNNING or chunk.start != sequence.num_computed_tokens:
-            raise ValueError(f"The chunk at {chunk.start} of {sequence!r} belongs to an earlier plan.")
-        self.blocks.computed(sequence.block_table, chunk.start + chunk.count)
-        if chunk.count > 1:
-            self._stalled = None
-        if chunk.samples == 0:
-            return ()
-        if sequence.request.forked:
-            sequence.token_ids.append(token_ids[0])
-            return (sequence,)
-        return self._fork(sequence.request, token_ids)
+            raise ValueError(
+                f"{chunk.samples} tokens were to be sampled for {chunk.sequence!r}, and {len(token_ids)} came."
+            )
+        received = []
+        for sequence, token in zip(chunk.receivers, token_ids, strict=False):  # a chunk may sample nothing
+            if sequence.is_finished:
+                continue
+            if sequence.num_pending == 0:
+                raise ValueError(f"{sequence!r} waits for no token: its chunk at {chunk.start} is not in flight.")
+            sequence.num_pending = 0
+            sequence.token_ids.append(token)
+            received.append(sequence)
+        return received
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take a sequence out and free its blocks; nothing happens to one that is finished.
@@ -195,6 +194,21 @@ class Scheduler:
         if request.is_finished:
             del self._requests[request.request_id]
 
+    def restart(self) -> tuple[Sequence, ...]:
+        """Take the blocks of all running sequences and queue them to be computed again; returns them.
+
+        For when a plan failed that had been launched: of what it wrote, and of what was computed from that since,
+        nothing can be trusted, so the prefix cache is forgotten too. Pending tokens will not come.
+        """
+        restarted = tuple(self._running.items)
+        for sequence in restarted:
+            self._requeue(sequence)
+        for request in self._requests.values():
+            for sequence in request.sequences:
+                sequence.num_pending = 0
+        self.blocks.reset_prefix_cache()
+        return restarted
+
     def _check_size(self, request: Request) -> None:
         config, prompt = self.config, len(request.prompt_token_ids)
         if request.n > config.max_num_seqs:
@@ -213,9 +227,9 @@ class Scheduler:
                 code="context_length_exceeded",
             )
 
-    def _continue_running(self, draft: _Draft) -> None:
+    def _continue_running(self, draft: Draft) -> None:
         running = self._running.items
-        behind = [len(sequence.token_ids) - sequence.block_table.num_computed for sequence in running]
+        behind = [_behind(sequence) for sequence in running]
         draft.budget -= behind.count(1)
         position = 0
         while position < len(running):  # shrinks at its end where a sequence preempts
@@ -227,9 +241,9 @@ class Scheduler:
             count = min(missing, draft.budget)
             if count == 0 or self._plan_running(draft, sequence, count):
                 draft.budget -= count
-                draft.promised += self.blocks.missing_blocks(sequence.block_table, len(sequence.token_ids))
+                draft.promised += self.blocks.missing_blocks(sequence.block_table, sequence.num_tokens)
 
-    def _plan_running(self, draft: _Draft, sequence: Sequence, count: int) -> bool:
+    def _plan_running(self, draft: Draft, sequence: Sequence, count: int) -> bool:
         """Plan `count` tokens of a running sequence, preempting as it must. False when it had to preempt
         itself.
         """
@@ -248,11 +262,11 @@ class Scheduler:
         draft.add(sequence, count)
         return True
 
-    def _admit_waiting(self, draft: _Draft) -> None:
+    def _admit_waiting(self, draft: Draft) -> None:
         waiting = self._waiting.items
         while waiting and draft.budget > 0:
             sequence = waiting[0]
-            if sequence is self._stalled or self._num_seats + sequence.num_samples > self.config.max_num_seqs:
+            if sequence is self._stalled or sequence.num_samples > len(self._free_lanes):
                 return
             cached = self._begin(sequence, draft)
             if cached is None:
@@ -262,52 +276,61 @@ class Scheduler:
                 sequence.first_scheduled_time = self._clock()
                 sequence.num_cached_tokens = cached
             self._waiting.remove(sequence)
-            self._running.add(sequence)
-            self._num_seats += sequence.num_samples
-            sequence.status = Status.RUNNING
+            for each in _lane_holders(sequence):
+                each.lane = self._free_lanes.pop()
+            self._run(sequence)
             count = min(len(sequence.token_ids) - cached, draft.budget)
             draft.budget -= count
             self._plan_running(draft, sequence, count)  # has its blocks: begin saw to that
 
-    def _begin(self, sequence: Sequence, draft: _Draft) -> int | None:
+    def _begin(self, sequence: Sequence, draft: Draft) -> int | None:
         spare = 0
         if self._running.items:
-            headroom = min(self._num_seats, self.blocks.total_blocks // HEADROOM_DIVISOR)
+            seats = self.config.max_num_seqs - len(self._free_lanes)
+            headroom = min(seats, self.blocks.total_blocks // HEADROOM_DIVISOR)
             spare = headroom + draft.promised
         return self.blocks.begin(sequence.block_table, spare, sequence.request.read_prefix_cache)
 
-    def _fork(self, request: Request, token_ids: abc.Sequence[int]) -> tuple[Sequence, ...]:
-        """Let every sibling go on from the prompt with a token of its own; a pending one that was finished
-        drops its token.
+    def _run(self, sequence: Sequence) -> None:
+        """Count a sequence that has its lane and blocks among the running ones."""
+        self._num_admitted += 1
+        sequence.admission = self._num_admitted
+        sequence.status = Status.RUNNING
+        self._running.add(sequence)
+
+    def _fork(self, request: Request) -> None:
+        """Let every sibling go on from the prompt with a pending token of its own; one that was finished meanwhile
+        gives its lane back.
         """
-        first = request.sequences[0]
-        self._num_seats -= request.n - 1
+        first, *siblings = request.sequences
         request.forked = True
-        received = [first]
-        for sibling in request.sequences[1:]:
+        first.num_pending = 1
+        for sibling in siblings:
             if sibling.is_finished:
+                self._free_lanes.append(sibling.lane)
+                sibling.lane = -1
                 continue
             sibling.block_table = self.blocks.fork(first.block_table, sibling.token_ids)
             sibling.num_cached_tokens = first.num_cached_tokens
             sibling.first_scheduled_time = first.first_scheduled_time
-            sibling.status = Status.RUNNING
-            self._running.add(sibling)
-            self._num_seats += 1
-            received.append(sibling)
-        for sequence in received:
-            sequence.token_ids.append(token_ids[sequence.index])
-        return tuple(received)
+            sibling.num_pending = 1
+            self._run(sibling)
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._requeue(sequence)
+        sequence.num_preemptions += 1
+
+    def _requeue(self, sequence: Sequence) -> None:
         self._leave(sequence)
         sequence.status = Status.WAITING
-        sequence.num_preemptions += 1
         self._waiting.add(sequence)
         self._stalled = None
 
     def _leave(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
-        self._num_seats -= sequence.num_samples
+        for each in _lane_holders(sequence):
+            self._free_lanes.append(each.lane)
+            each.lane = -1
         self.blocks.free(sequence.block_table)
 
     def check_integrity(self) -> None:
@@ -324,9 +347,11 @@ class Scheduler:
             all(sequence.status is Status.WAITING for sequence in waiting),
             "A waiting sequence says it is not.",
         )
-        seats = sum(sequence.num_samples for sequence in running)
-        require(self._num_seats == seats, f"{self._num_seats} sequences are counted as running, but {seats} are.")
-        require(seats <= config.max_num_seqs, f"{seats} sequences run, and max_num_seqs is {config.max_num_seqs}.")
+        taken = [each.lane for sequence in running for each in _lane_holders(sequence)]
+        require(
+            sorted([*taken, *self._free_lanes]) == list(range(config.max_num_seqs)),
+            f"Of {config.max_num_seqs} lanes {taken} are taken and {self._free_lanes} are free.",
+        )
         alive = {s for request in self._requests.values() for s in request.sequences if not s.is_finished}
         queued = {s for s in alive if s.status is not Status.PENDING}
         require(
@@ -339,31 +364,23 @@ class Scheduler:
             require(not request.is_finished, f"Request {request_id} is finished and still known.")
         for sequence in running:
             require(
-                sequence.num_computed_tokens < len(sequence.token_ids),
+                sequence.num_computed_tokens < sequence.num_tokens,
                 f"{sequence!r} has nothing left to compute.",
             )
+        for sequence in alive:
+            require(sequence.num_pending in (0, 1), f"{sequence!r} has {sequence.num_pending} pending tokens.")
         self.blocks.check_integrity(sequence.block_table for sequence in running)
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A plan being made. budget: tokens left for prefills. promised: blocks that running prefills still
-    need after this step.
-    """
+def _behind(sequence: Sequence) -> int:
+    """Tokens of a running sequence that nothing computes yet; none where the pending token is its last."""
+    pending = sequence.num_pending
+    known = len(sequence.token_ids)
+    if pending and known + pending == sequence.max_length:
+        return 0
+    return known + pending - sequence.block_table.num_computed
 
-    budget: int
-    promised: int = 0
-    decodes: list[Chunk] = field(default_factory=list)
-    prefills: list[Chunk] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
 
-    def add(self, sequence: Sequence, count: int) -> None:
-        start = sequence.block_table.num_computed
-        samples = sequence.num_samples if start + count == len(sequence.token_ids) else 0
-        (self.decodes if count == 1 else self.prefills).append(Chunk(sequence, start, count, samples))
-
-    def plan(self) -> Plan:
-        num_tokens = len(self.decodes) + sum(chunk.count for chunk in self.prefills)
-        chunks = (*self.decodes, *self.prefills)
-        return Plan(chunks, tuple(self.copies), tuple(self.preempted), num_tokens, len(self.decodes))
+def _lane_holders(sequence: Sequence) -> tuple[Sequence, ...]:
+    """Whose lanes come and go with a running sequence: its own, and its siblings' while they share the prompt."""
+    return (sequence,) if sequence.request.forked else sequence.request.sequences

@@ -73,6 +73,32 @@ def test_edits_end_with_min_tokens() -> None:
     assert edits == [True, True, False, False]
 
 
+def test_pending_tokens_count_for_min_tokens_and_may_be_taken_back() -> None:
+    sampling = SequenceSampling(SamplingParams(min_tokens=2), [1], 0, (9,), vocab_size=VOCABULARY)
+    assert not sampling.follows_output
+    steps = [(0, 0), (0, 1), (1, 1), (2, 1), (1, 0), (2, 0)]  # known, pending
+    edits = [
+        build_inputs([RowSpec(sampling, [4] * known, known + pending, num_pending=pending)], 1, VOCABULARY)[1].edits
+        for known, pending in steps
+    ]
+    assert edits == [True, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("params", "follows"),
+    [
+        ({}, False),
+        ({"logit_bias": {3: 1.0}, "min_tokens": 4}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"presence_penalty": 0.5}, True),
+        ({"frequency_penalty": -0.5}, True),
+    ],
+)
+def test_only_penalties_follow_the_output(params: dict, follows: bool) -> None:
+    sampling = SequenceSampling(SamplingParams(**params), [1], 0, (9,), vocab_size=VOCABULARY)
+    assert sampling.follows_output == follows
+
+
 def test_a_prompt_row_reports_and_draws_nothing() -> None:
     params = SamplingParams(logit_bias={3: 1.0}, prompt_logprobs=2)
     inputs, features = build(params, target=17)

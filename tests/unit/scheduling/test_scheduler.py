@@ -44,6 +44,7 @@ def step(engine: Scheduler, *, check: bool = True) -> Plan:
     """Schedule, check, compute, and finish what has all its tokens."""
     plan = engine.schedule()
     plan.check_integrity(engine.blocks)
+    engine.launched(plan)
     for chunk in plan.chunks:
         for sequence in engine.advance(chunk, list(range(chunk.samples))):
             if sequence.num_output_tokens == sequence.request.max_tokens:
@@ -123,7 +124,9 @@ def test_siblings_fork_from_the_computed_prompt() -> None:
     engine.add(r)
     plan = engine.schedule()
     assert shape(plan) == [("a", 0, 6, 3)]
-    assert engine.advance(plan.chunks[0], [50, 51, 52]) == r.sequences
+    assert plan.chunks[0].receivers == r.sequences
+    engine.launched(plan)
+    assert engine.advance(plan.chunks[0], [50, 51, 52]) == list(r.sequences)
     assert [s.token_ids[6:] for s in r.sequences] == [[50], [51], [52]]
     assert all(s.num_computed_tokens == 6 and s.status is Status.RUNNING for s in r.sequences)
     assert engine.blocks.stats().used_blocks == 2
@@ -276,11 +279,18 @@ def test_abort_frees_everything_wherever_it_is(when: str) -> None:
 
 def test_a_chunk_of_a_request_that_was_aborted_meanwhile_gives_nothing() -> None:
     engine = scheduler()
-    engine.add(request("a"))
-    plan = engine.schedule()
-    engine.abort("a")
-    assert engine.advance(plan.chunks[0], [1]) == ()
-    engine.check_integrity()
+    for name in ("before its launch", "after its launch"):
+        engine.add(request(name))
+        plan = engine.schedule()
+        if name == "after its launch":
+            engine.launched(plan)
+        engine.abort(name)
+        if name == "before its launch":
+            engine.launched(plan)
+        assert plan.chunks[0].is_wasted
+        assert engine.advance(plan.chunks[0], [1]) == []
+        engine.check_integrity()
+    assert engine.blocks.stats().used_blocks == 0
 
 
 def test_a_pending_sibling_that_was_finished_drops_its_token() -> None:
@@ -289,7 +299,8 @@ def test_a_pending_sibling_that_was_finished_drops_its_token() -> None:
     engine.add(r)
     engine.finish(r.sequences[1], FinishReason.STOP)
     plan = engine.schedule()
-    assert engine.advance(plan.chunks[0], [5, 6, 7]) == (r.sequences[0], r.sequences[2])
+    engine.launched(plan)
+    assert engine.advance(plan.chunks[0], [5, 6, 7]) == [r.sequences[0], r.sequences[2]]
     assert [s.num_output_tokens for s in r.sequences] == [1, 0, 1]
     assert r.sequences[2].token_ids[-1] == 7
     engine.check_integrity()
@@ -380,12 +391,16 @@ def test_limits_that_no_step_could_keep_are_refused() -> None:
 def test_wrong_numbers_of_tokens_and_outdated_chunks_are_refused() -> None:
     engine = scheduler()
     engine.add(request("a"))
-    chunk = engine.schedule().chunks[0]
+    plan = engine.schedule()
+    (chunk,) = plan.chunks
     with pytest.raises(ValueError, match="1 tokens were to be sampled"):
         engine.advance(chunk, [])
-    engine.advance(chunk, [1])
-    with pytest.raises(ValueError, match="earlier plan"):
-        engine.advance(chunk, [1])
+    for _ in range(2):  # before its launch, and once it was advanced
+        with pytest.raises(ValueError, match="waits for no token"):
+            engine.advance(chunk, [1])
+        if not chunk.sequence.num_output_tokens:
+            engine.launched(plan)
+            engine.advance(chunk, [1])
 
 
 class TestThePlanCheckFinds:
@@ -414,13 +429,134 @@ class TestThePlanCheckFinds:
             Plan(plan.chunks, (), (sequence,), plan.num_tokens, 0).check_integrity(engine.blocks)
 
 
-def test_the_check_finds_seats_and_queues_that_do_not_agree() -> None:
-    engine = scheduler()
+def test_the_check_finds_lanes_and_queues_that_do_not_agree() -> None:
+    engine = scheduler(seqs=2)
     engine.add(request("a"))
-    engine._num_seats += 1
-    with pytest.raises(IntegrityError, match="1 sequences are counted as running, but 0 are"):
+    lane = engine._free_lanes.pop()
+    with pytest.raises(IntegrityError, match=r"Of 2 lanes \[\] are taken and \[1\] are free"):
         engine.check_integrity()
-    engine._num_seats -= 1
+    engine._free_lanes.append(lane)
     engine._waiting.items.clear()
     with pytest.raises(IntegrityError, match="A sequence is in a queue"):
         engine.check_integrity()
+
+
+class TestAPlanIsMadeWhileAnotherIsInFlight:
+    """`launched` was called for the plan before, and `advance` was not."""
+
+    def test_a_pending_token_is_computed_next(self) -> None:
+        engine = scheduler()
+        engine.add(request("a", prompt=6, max_tokens=9))
+        first = engine.schedule()
+        engine.launched(first)
+        second = engine.schedule()
+        second.check_integrity(engine.blocks)
+        assert shape(second) == [("a", 6, 1, 1)]
+        (sequence,) = first.chunks[0].receivers
+        assert (sequence.num_tokens, sequence.num_output_tokens) == (7, 0)
+        assert engine.advance(first.chunks[0], [5]) == [sequence]
+        engine.launched(second)
+        engine.check_integrity()
+        assert (sequence.num_tokens, sequence.num_output_tokens, sequence.num_computed_tokens) == (8, 1, 7)
+
+    def test_siblings_decode_from_their_pending_tokens(self) -> None:
+        engine = scheduler()
+        engine.add(request("a", prompt=6, max_tokens=9, n=3))
+        first = engine.schedule()
+        engine.launched(first)
+        second = engine.schedule()
+        second.check_integrity(engine.blocks)
+        assert [(c.sequence.index, c.start, c.samples) for c in second.chunks] == [(0, 6, 1), (1, 6, 1), (2, 6, 1)]
+        assert len(second.copies) == 2
+        assert len({c.sequence.lane for c in second.chunks}) == 3
+
+    def test_a_sequence_whose_pending_token_is_its_last_is_not_planned(self) -> None:
+        engine = scheduler()
+        engine.add(request("ends", max_tokens=1))
+        engine.add(request("goes on", max_tokens=2))
+        first = engine.schedule()
+        engine.launched(first)
+        assert [name for name, *_ in shape(engine.schedule())] == ["goes on"]
+
+    def test_a_plan_is_empty_where_everything_ends_with_what_is_in_flight(self) -> None:
+        engine = scheduler()
+        engine.add(request("a", max_tokens=1))
+        first = engine.schedule()
+        engine.launched(first)
+        assert engine.schedule().chunks == ()
+        assert engine.has_work
+        engine.finish(*engine.advance(first.chunks[0], [5]), FinishReason.LENGTH)
+        assert not engine.has_work
+
+    def test_a_chunked_prefill_goes_on_behind_the_chunk_in_flight(self) -> None:
+        engine = scheduler(tokens=8)
+        engine.add(request("a", prompt=20))
+        plans = []
+        for _ in range(4):
+            plans.append(engine.schedule())
+            engine.launched(plans[-1])  # the plan before samples nothing, so there is nothing to advance
+        assert [shape(plan) for plan in plans] == [
+            [("a", 0, 8, 0)],
+            [("a", 8, 8, 0)],
+            [("a", 16, 4, 1)],
+            [("a", 20, 1, 1)],
+        ]
+
+    def test_a_prefix_in_flight_is_shared_and_a_pending_token_is_not(self) -> None:
+        engine = scheduler(block_size=4)
+        engine.add(Request("a", tuple(range(11)), 9))
+        first = engine.schedule()
+        engine.launched(first)
+        engine.add(Request("b", (*range(11), 77, 78, 79), 9))
+        second = engine.schedule()  # a writes its pending token into slot 11, the last of its third block
+        assert shape(second) == [("a", 11, 1, 1), ("b", 8, 6, 1)]
+        engine.advance(first.chunks[0], [99])
+        engine.launched(second)
+        engine.check_integrity()
+        engine.add(Request("c", (*range(11), 99, 78, 79), 9))
+        assert shape(engine.schedule())[-1] == ("c", 12, 2, 1)
+
+    def test_a_row_that_turned_out_to_be_wasted_gives_nothing_and_its_blocks_are_free(self) -> None:
+        engine = scheduler(block_size=4)
+        engine.add(request("a", prompt=7, max_tokens=9))
+        first = engine.schedule()
+        engine.launched(first)
+        second = engine.schedule()
+        (sequence,) = engine.advance(first.chunks[0], [5])
+        engine.finish(sequence, FinishReason.STOP)
+        engine.launched(second)
+        engine.check_integrity()
+        assert second.chunks[0].is_wasted
+        assert engine.advance(second.chunks[0], [6]) == []
+        assert sequence.num_output_tokens == 1
+        stats = engine.blocks.stats()
+        assert (stats.used_blocks, stats.cached_blocks) == (0, 1)  # the block the row writes to is not offered
+
+    def test_who_is_preempted_takes_the_pending_token_along(self) -> None:
+        engine = scheduler(num_blocks=4, block_size=4)
+        engine.add(request("a", prompt=4, max_tokens=8))
+        engine.add(request("b", prompt=4, max_tokens=8))
+        first = engine.schedule()
+        engine.launched(first)
+        second = engine.schedule()  # both need a second block, and one is left
+        (victim,) = second.preempted
+        assert (victim.request.request_id, victim.num_tokens, victim.lane) == ("b", 5, -1)
+        for chunk in first.chunks:
+            engine.advance(chunk, [9])
+        engine.launched(second)
+        engine.check_integrity()
+        assert list(victim.output_token_ids) == [9]
+        engine.abort("a")
+        assert shape(engine.schedule()) == [("b", 4, 1, 1)]  # its prompt is in the prefix cache
+
+    def test_restart_computes_everything_again_and_expects_no_token(self) -> None:
+        engine = scheduler(block_size=4)
+        engine.add(request("a", prompt=6, max_tokens=9, n=2))
+        first = engine.schedule()
+        engine.launched(first)
+        engine.schedule()
+        restarted = engine.restart()
+        engine.check_integrity()
+        assert [sequence.num_tokens for sequence in restarted] == [6, 6]
+        assert engine.blocks.stats().cached_blocks == 0
+        assert [chunk[1:] for chunk in shape(step(engine))] == [(0, 6, 1), (0, 6, 1)]

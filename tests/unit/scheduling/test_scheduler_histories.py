@@ -9,6 +9,7 @@ would have given alone, or something is wrong.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from octavo.scheduling import (
 )
 
 VOCABULARY = 3
+STOP = 3
 PREFIXES: tuple[list[int], ...] = ([], [0] * 6, [0, 1, 0, 1, 2, 2, 1, 0, 0], [2] * 12)
 
 
@@ -38,7 +40,8 @@ def _extend(chain: object, token: int) -> object:
 
 
 def _sample(chain: object, seed: int | None) -> int:
-    return hash((chain, seed, "draw")) % VOCABULARY
+    number = hash((chain, seed, "draw"))
+    return STOP if number % 29 == 0 else number % VOCABULARY
 
 
 def alone(request: Request, sequence: Sequence) -> list[int]:
@@ -47,25 +50,78 @@ def alone(request: Request, sequence: Sequence) -> list[int]:
     for token in request.prompt_token_ids:
         chain = _extend(chain, token)
     output: list[int] = []
-    while len(output) < request.max_tokens:
+    while len(output) < request.max_tokens and STOP not in output:
         output.append(_sample(chain, sequence.seed))
         chain = _extend(chain, output[-1])
     return output
 
 
+@dataclass
+class Row:
+    """A chunk as it went to the device: everything is a copy.
+
+    token_ids: of positions 0 to the chunk's last; -1 for the last one where it is on the board only.
+    """
+
+    chunk: Chunk
+    token_ids: list[int]
+    slots: list[int]
+    lane: int
+    receivers: list[tuple[int, int | None]]  # lane and seed
+
+
+@dataclass
+class Launched:
+    plan: Plan
+    rows: list[Row]
+
+
 class FakeModel:
-    """A device with a KV cache of one number a slot: the hash of all tokens up to the one written there."""
+    """A device with a KV cache of one number a slot: the hash of all tokens up to the one written there.
+
+    It runs steps when told to, which may be long after they were launched.
+    """
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.store: dict[int, tuple[int, object]] = {}  # slot -> position, chain
+        self.board: dict[int, int] = {}  # lane -> the last token sampled for it
 
-    def run(self, plan: Plan) -> list[list[int]]:
-        """The sampled tokens of each chunk."""
-        self._copy(plan)
+    def launch(self, plan: Plan) -> Launched:
+        rows = []
         for chunk in plan.chunks:
-            self._write(chunk)
-        return [self._read_and_sample(chunk) for chunk in plan.chunks]
+            sequence, end = chunk.sequence, chunk.start + chunk.count
+            token_ids = sequence.token_ids[:end]
+            assert len(token_ids) >= end - (chunk.count == 1), f"{sequence!r} computes tokens that nobody knows"
+            rows.append(
+                Row(
+                    chunk,
+                    token_ids + [-1] * (end - len(token_ids)),
+                    [sequence.block_table.slot(position) for position in range(end)],
+                    sequence.lane,
+                    [(each.lane, each.seed) for each in chunk.receivers] if chunk.samples else [],
+                )
+            )
+        return Launched(plan, rows)
+
+    def run(self, launched: Launched) -> list[list[int]]:
+        """The sampled tokens of each chunk."""
+        self._copy(launched.plan)
+        for row in launched.rows:
+            if row.token_ids[-1] == -1:
+                row.token_ids[-1] = self.board[row.lane]
+            self._write(row)
+        return [self._read_and_sample(row) for row in launched.rows]
+
+    def spoil(self, launched: Launched) -> None:
+        """Fail: whatever was to be written is something else."""
+        for _, target in launched.plan.copies:
+            for offset in range(self.block_size):
+                self.store[target * self.block_size + offset] = (-1, "spoiled")
+        for row in launched.rows:
+            for slot in row.slots[row.chunk.start :]:
+                self.store[slot] = (-1, "spoiled")
+        self.board.clear()
 
     def _copy(self, plan: Plan) -> None:
         # One after the other, from the last to the first: a plan's copies must not depend on their order.
@@ -75,30 +131,35 @@ class FakeModel:
                     source * self.block_size + offset, (-1, None)
                 )
 
-    def _write(self, chunk: Chunk) -> None:
-        table, request = chunk.sequence.block_table, chunk.sequence.request
-        chain: object = (request.cache_salt, request.adapter)
-        if chunk.start:
-            _, chain = self.store[table.slot(chunk.start - 1)]
-        for position in range(chunk.start, chunk.start + chunk.count):
-            chain = _extend(chain, chunk.sequence.token_ids[position])
-            self.store[table.slot(position)] = position, chain
+    def _write(self, row: Row) -> None:
+        start, chain = row.chunk.start, _salt(row)
+        if start:
+            _, chain = self.store[row.slots[start - 1]]
+        for position in range(start, len(row.slots)):
+            chain = _extend(chain, row.token_ids[position])
+            self.store[row.slots[position]] = position, chain
 
-    def _read_and_sample(self, chunk: Chunk) -> list[int]:
+    def _read_and_sample(self, row: Row) -> list[int]:
         """Attention reads every computed slot, so every one of them must hold this sequence's own prefix."""
-        sequence = chunk.sequence
-        chain: object = (sequence.request.cache_salt, sequence.request.adapter)
-        for position in range(chunk.start + chunk.count):
-            chain = _extend(chain, sequence.token_ids[position])
-            assert self.store[sequence.block_table.slot(position)] == (position, chain), (
-                f"{sequence!r} reads what is not its own"
-            )
-        siblings = sequence.request.sequences if chunk.samples > 1 else (sequence,)
-        return [_sample(chain, sibling.seed) for sibling in siblings][: chunk.samples]
+        chain = _salt(row)
+        for position, (token, slot) in enumerate(zip(row.token_ids, row.slots, strict=True)):
+            chain = _extend(chain, token)
+            assert self.store[slot] == (position, chain), f"{row.chunk.sequence!r} reads what is not its own"
+        sampled = [_sample(chain, seed) for _, seed in row.receivers]
+        self.board.update({lane: token for (lane, _), token in zip(row.receivers, sampled, strict=True)})
+        return sampled
+
+
+def _salt(row: Row) -> object:
+    request = row.chunk.sequence.request
+    return (request.cache_salt, request.adapter)
 
 
 class Harness:
-    """A scheduler, its model, and everything that was asked of them."""
+    """A scheduler, its model, and everything that was asked of them.
+
+    ahead: a plan is made and launched before the one before it has run.
+    """
 
     def __init__(
         self,
@@ -107,13 +168,16 @@ class Harness:
         seqs: int,
         tokens: int,
         caching: bool,
+        ahead: bool,
         index: PrefixIndex | None = None,
     ) -> None:
         self.blocks = BlockManager(num_blocks, block_size, caching, index)
         self.engine = Scheduler(SchedulerConfig(seqs, max(tokens, seqs), 60, 12), self.blocks)
         self.model = FakeModel(block_size)
+        self.ahead = ahead
+        self.in_flight: Launched | None = None
         self.requests: list[Request] = []
-        self.num_copies = 0
+        self.num_copies = self.num_wasted = 0
 
     def add(self, prompt: list[int], max_tokens: int, n: int, **options: Any) -> None:
         name = str(len(self.requests))
@@ -124,16 +188,38 @@ class Harness:
             return
         self.requests.append(request)
 
-    def step(self) -> Plan:
+    def step(self, abort: str = "") -> None:
+        """abort: a request to end while its step runs."""
         plan = self.engine.schedule()
-        assert bool(plan.chunks) == self.engine.has_work, "There is work, and nobody makes progress."
+        assert plan.chunks or self.in_flight or not self.engine.has_work, "There is work, and nobody makes progress."
         plan.check_integrity(self.blocks)
         self.num_copies += len(plan.copies)
-        for chunk, sampled in zip(plan.chunks, self.model.run(plan), strict=True):
-            for sequence in self.engine.advance(chunk, sampled):
-                if sequence.num_output_tokens == sequence.request.max_tokens:
+        launched = self.model.launch(plan)
+        if self.in_flight:
+            self._land(self.in_flight, abort)
+        self.engine.launched(plan)
+        self.in_flight = launched if plan.chunks else None
+        if self.in_flight and not self.ahead:
+            self._land(self.in_flight, abort)
+            self.in_flight = None
+
+    def _land(self, launched: Launched, abort: str) -> None:
+        sampled = self.model.run(launched)
+        self.engine.abort(abort)
+        for chunk, tokens in zip(launched.plan.chunks, sampled, strict=True):
+            self.num_wasted += chunk.is_wasted
+            for sequence in self.engine.advance(chunk, tokens):
+                if STOP in sequence.token_ids[-1:]:
+                    self.engine.finish(sequence, FinishReason.STOP)
+                elif sequence.num_output_tokens == sequence.request.max_tokens:
                     self.engine.finish(sequence, FinishReason.LENGTH)
-        return plan
+
+    def fail(self) -> None:
+        """The step in flight fails, and everything is computed again."""
+        if self.in_flight:
+            self.model.spoil(self.in_flight)
+            self.in_flight = None
+        self.engine.restart()
 
     def sequences(self) -> list[Sequence]:
         return [sequence for request in self.requests for sequence in request.sequences]
@@ -149,6 +235,7 @@ class Harness:
             self.check()
             steps += 1
             assert steps < enough, "Some request never finishes."
+        self.step()  # takes what is still in flight
         self.check()
         for sequence in self.sequences():
             assert sequence.finish_reason is not None
@@ -156,6 +243,7 @@ class Harness:
             assert list(sequence.output_token_ids) == expected[: sequence.num_output_tokens]
             if sequence.finish_reason is FinishReason.LENGTH:
                 assert sequence.num_output_tokens == len(expected)
+            assert sequence.num_pending == 0 or sequence.is_finished
         stats = self.blocks.stats()
         assert stats.used_blocks == stats.used_slots == 0
         assert stats.cached_blocks + stats.free_blocks == stats.total_blocks
@@ -168,6 +256,7 @@ class SchedulerHistories(RuleBasedStateMachine):
         seqs=st.integers(1, 6),
         tokens=st.integers(1, 14),
         caching=st.sampled_from([True, True, False]),
+        ahead=st.booleans(),
     )
     def make(self, **options: Any) -> None:
         self.harness = Harness(**options)
@@ -198,13 +287,11 @@ class SchedulerHistories(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 40))
     def abort_between_plan_and_results(self, number: int) -> None:
-        plan = self.harness.engine.schedule()
-        sampled = self.harness.model.run(plan)
-        self.harness.engine.abort(str(number))
-        for chunk, tokens in zip(plan.chunks, sampled, strict=True):
-            for sequence in self.harness.engine.advance(chunk, tokens):
-                if sequence.num_output_tokens == sequence.request.max_tokens:
-                    self.harness.engine.finish(sequence, FinishReason.LENGTH)
+        self.harness.step(abort=str(number))
+
+    @rule()
+    def fail(self) -> None:
+        self.harness.fail()
 
     @rule(number=st.integers(0, 40))
     def stop_one_sequence(self, number: int) -> None:
@@ -238,7 +325,8 @@ def _random_history(number: int, index: PrefixIndex | None = None) -> Harness:
         dice.randint(1, 8),
         dice.randint(1, 16),
         dice.random() < 0.8,
-        index,
+        ahead=number % 2 == 1,
+        index=index,
     )
     for _ in range(dice.randint(2, 10)):
         prompt = dice.choice(PREFIXES) + [dice.randrange(2) for _ in range(dice.randint(1, 4))]
@@ -253,19 +341,22 @@ def _random_history(number: int, index: PrefixIndex | None = None) -> Harness:
         )
         for _ in range(dice.randint(0, 3)):
             harness.step()
+        if dice.random() < 0.05:
+            harness.fail()
     harness.drain()
     return harness
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_every_request_gives_the_tokens_it_gives_alone(part: int) -> None:
-    preemptions = copies = hits = 0
+    preemptions = copies = hits = wasted = 0
     for number in range(250 * part, 250 * (part + 1)):
         harness = _random_history(number)
         preemptions += sum(sequence.num_preemptions for sequence in harness.sequences())
         copies += harness.num_copies
         hits += harness.blocks.stats().prefix_hits
-    assert min(preemptions, copies, hits) > 50, "The histories did not try what they are there for."
+        wasted += harness.num_wasted
+    assert min(preemptions, copies, hits, wasted) > 50, "The histories did not try what they are there for."
 
 
 def test_tokens_are_right_even_when_every_digest_collides() -> None:

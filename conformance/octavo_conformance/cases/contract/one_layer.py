@@ -23,7 +23,7 @@ from octavo.backend import (
     Weight,
     WeightRole,
 )
-from octavo.runner import padded_size
+from octavo.packing import padded_size
 from octavo_conformance.hostile.batch import Chunk, lay_out
 from octavo_conformance.workbench import Workbench
 

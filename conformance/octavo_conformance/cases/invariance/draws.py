@@ -22,7 +22,7 @@ from octavo.backend import (
     StepInputs,
 )
 from octavo.backend.discovery import open_device
-from octavo.runner import padded_size
+from octavo.packing import padded_size
 from octavo.sampling.batch import RowSpec, SequenceSampling, build_inputs
 from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
 from octavo.sampling.params import SamplingParams
