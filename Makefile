@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= demo
 BACKEND ?= cpu
+GPU ?= cuda
+GPU_PYTHON ?= 3.12
 RESULTS = benchmarks/results/$(shell date -u +%F)
+ACCELERATORS := cuda rocm xpu
 PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml \
-	conformance/pyproject.toml
+	conformance/pyproject.toml $(ACCELERATORS:%=backends/%/pyproject.toml)
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*.cpp backends/cpu/octavo_cpu/native/*.h)
 
-.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists clean
+.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists gpu-check gpu-bundle \
+	gpu-dry-run clean
 
 help:
 	@echo "make serve      serve a real model on http://127.0.0.1:8000 (MODEL=demo)"
@@ -21,6 +25,8 @@ help:
 	@echo "make conformance  the whole suite on BACKEND=cpu, its report into conformance/reports"
 	@echo "make conformance-trial  the suite on deliberately wrong backends, every case: writes docs/conformance-trial.md"
 	@echo "make conformance-lists  the must-pass lists of the cases at hand, after a case was added"
+	@echo "make gpu-check  conformance and benchmarks of GPU=cuda, on a machine that has one; make gpu-bundle packs what it lacks"
+	@echo "make gpu-dry-run  the same script on the CPU, with tiny shapes: that it runs to its end"
 	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
 
 setup: $(VENV)/.serve
@@ -28,17 +34,21 @@ setup: $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/octavo serve $(MODEL)
 
+# Triton either compiles or interprets, for as long as a process lives: the kernels' tests have one of their own.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m slow tests/kernels
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy core/octavo server/octavo_server backends/torch/octavo_torch backends/cpu/octavo_cpu \
-		conformance/octavo_conformance
+		conformance/octavo_conformance $(foreach name,$(ACCELERATORS),backends/$(name)/octavo_$(name)) \
+		benchmarks/gpu
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
@@ -60,6 +70,16 @@ bench: $(VENV)/.dev
 	$(BIN)/octavo bench waste demo --output $(RESULTS)-waste.json --plot $(RESULTS)-waste.png
 	$(BIN)/octavo bench startup demo --output $(RESULTS)-startup.json
 
+# On the machine with the card: what it lacks is taken from build/gpu-bundle, which `make gpu-bundle` fills beforehand.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu --backend $(GPU) --output $(RESULTS)-gpu-$(GPU).json
+
+gpu-bundle: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu.bundle --python $(GPU_PYTHON)
+
+gpu-dry-run: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu --dry-run
+
 clean:
 	rm -rf $(VENV)
 
@@ -73,5 +93,6 @@ $(VENV)/.serve: $(VENV)/bin/python constraints.txt $(PROJECTS) $(NATIVE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) -e conformance -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PACKAGES) $(ACCELERATORS:%=-e backends/%) \
+		-e conformance -e ".[dev]"
 	@touch $@

@@ -1,0 +1,1 @@
+"""The CUDA backend of Octavo: Triton kernels on NVIDIA GPUs."""

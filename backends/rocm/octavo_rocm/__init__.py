@@ -1,0 +1,1 @@
+"""The ROCm backend of Octavo: Triton kernels on AMD GPUs."""

@@ -1,0 +1,1 @@
+"""The XPU backend of Octavo: Triton kernels on Intel GPUs."""
