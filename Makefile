@@ -13,7 +13,7 @@ PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/to
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*.cpp backends/cpu/octavo_cpu/native/*.h)
 
-.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists gpu-check gpu-bundle \
+.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists kernels-check gpu-check gpu-bundle \
 	gpu-dry-run clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make conformance  the whole suite on BACKEND=cpu, its report into conformance/reports"
 	@echo "make conformance-trial  the suite on deliberately wrong backends, every case: writes docs/conformance-trial.md"
 	@echo "make conformance-lists  the must-pass lists of the cases at hand, after a case was added"
+	@echo "make kernels-check  the Triton kernels under the interpreter, conformance on three backends included: half an hour"
 	@echo "make gpu-check  conformance and benchmarks of GPU=cuda, on a machine that has one; make gpu-bundle packs what it lacks"
 	@echo "make gpu-dry-run  the same script on the CPU, with tiny shapes: that it runs to its end"
 	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
@@ -39,9 +40,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
 
+kernels-check: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m slow tests/kernels
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -31,3 +31,6 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     }
 )
 """By name of the architecture."""
+
+BACKENDS: Mapping[str, str] = MappingProxyType({"cuda": "cuda", "hip": "rocm", "xpu": "xpu"})
+"""The backend of each of Triton's code generators; its package has the tuning table, `tuning.toml`."""

@@ -10,16 +10,20 @@ from importlib.resources.abc import Traversable
 
 from octavo_torch.kernels.kernel import Kernel
 from octavo_torch.kernels.target import Target
-from octavo_torch.kernels.targets import TARGETS
+from octavo_torch.kernels.targets import BACKENDS, TARGETS
 from octavo_torch.kernels.tuning import Tunable, TuningTable
 
-VENDORS = "octavo.kernels"
-"""Entry points that name the package with a vendor's `tuning.toml`, by Triton's name of its code generator."""
+ENTRY_POINTS = "octavo.backends"
 
 
 def vendor_tables() -> dict[str, Traversable]:
-    """The tuning tables of the installed vendors' packages, by code generator."""
-    return {vendor.name: files(vendor.value) / "tuning.toml" for vendor in entry_points(group=VENDORS)}
+    """The tuning tables of the vendors whose packages are installed, by code generator."""
+    installed = {backend.name: backend.module for backend in entry_points(group=ENTRY_POINTS)}
+    return {
+        generator: files(installed[name].partition(".")[0]) / "tuning.toml"
+        for generator, name in BACKENDS.items()
+        if name in installed
+    }
 
 
 @dataclass(frozen=True, slots=True)
