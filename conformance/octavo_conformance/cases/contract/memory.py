@@ -24,6 +24,7 @@ from octavo_conformance.workbench import CaseFailure, Workbench
 
 _MIB = 1 << 20
 _ATTEMPTS = 3
+_AGREEING = 2  # measurements of memory that others move too
 _TOKENS = 8192  # that are written at a time
 _SOME_HEAD_SIZES = (1, 8, 33, 64, 80, 96, 128, 192, 256, 320, 512)  # of a device that takes any
 
@@ -97,23 +98,30 @@ def _block_bytes(bench: Workbench) -> None:
 
 
 def _block_bytes_cover(bench: Workbench) -> None:
-    """The KV budget is divided by `kv_block_bytes`: a figure that is too small runs out of memory under load."""
+    """The KV budget is divided by `kv_block_bytes`: a figure that is too small runs out of memory under load.
+
+    What else the process takes or gives back meanwhile moves a measurement either way: two of three have to agree.
+    """
     layout, device = _layout(bench), bench.device
     shared = device.memory().shared_with_host
     held: list[KVCache] = []
-    taken: list[int] = []
-    for _ in range(_ATTEMPTS):
+    above: list[int] = []
+    below = 0
+    while max(below, len(above)) < _AGREEING:
         blocks = _size(device) // device.kv_block_bytes(layout)
         promised = blocks * device.kv_block_bytes(layout)
         # Of the host's own memory this process's part is known exactly, whatever the others do.
         before = _resident() if shared else -_free(device)
         held.append(_written(bench, layout, blocks))
-        taken.append((_resident() if shared else -_free(device)) - before)
-        if taken[-1] <= promised * 9 // 8 + 8 * _MIB:
-            return
-    raise CaseFailure(
-        f"A KV cache of {blocks:,} blocks takes {min(taken):,} bytes, and kv_block_bytes promises {promised:,}: it "
-        f"counts all that a block takes, padding included ({layout})."
+        taken = (_resident() if shared else -_free(device)) - before
+        if taken > promised * 9 // 8 + 8 * _MIB:
+            above.append(taken)
+        else:
+            below += 1
+    bench.require(
+        not above[_AGREEING - 1 :],
+        f"A KV cache of {blocks:,} blocks takes {min(above, default=0):,} bytes, and kv_block_bytes promises "
+        f"{promised:,}: it counts all that a block takes, padding included ({layout}).",
     )
 
 
