@@ -15,9 +15,12 @@ if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
     raise pytest.UsageError("Triton is imported already, and compiles: the kernels' tests want a process of their own.")
 os.environ["TRITON_INTERPRET"] = "1"
 
+from octavo_torch.kernels.interpreter import hasten
 from octavo_torch.kernels.launch import KernelRuntime
 from octavo_torch.kernels.target import Target
 from octavo_torch.kernels.tuning import TuningTable
+
+hasten()
 
 TARGETS = {
     "sm_90": Target("cuda", "sm_90", 32, 232448, 132, interpreted=True),

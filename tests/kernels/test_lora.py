@@ -12,7 +12,7 @@ from octavo_torch.kernels.tuning import Row, TuningTable
 
 
 def grouped_from(runtime: KernelRuntime, rows: int) -> KernelRuntime:
-    table = TuningTable({"lora": (Row((), {}, {}, {"grouped_from": rows, "block_rows": 16, "block_in": 16}),)})
+    table = TuningTable({"lora": (Row((), {}, {}, {"grouped_from": rows, "block_rows": 32, "block_in": 16}),)})
     return KernelRuntime(runtime.target, table)
 
 
@@ -27,8 +27,8 @@ def bank(adapters: int, rank: int, inputs: int, out: int) -> LoRABank:
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("adapters", [1, 3, 40])
 def test_each_row_has_its_own_adapter(runtime: KernelRuntime, adapters: int, grouped: bool) -> None:
-    rows, weights = 150, bank(adapters, 5, 70, 40)
-    x, y = numbers(rows, 70), numbers(rows, 40, seed=3)
+    rows, weights = 150 if grouped else 12, bank(adapters, 5, 35, 40)
+    x, y = numbers(rows, 35), numbers(rows, 40, seed=3)
     ids = torch.randint(-1, adapters, (rows,), generator=torch.Generator().manual_seed(4), dtype=torch.int32)
     result = lora(grouped_from(runtime, 0 if grouped else rows + 1), x, y, weights, ids)
     torch.testing.assert_close(result, array_ops.lora(x, y, weights, ids), rtol=1e-4, atol=1e-3)

@@ -14,7 +14,7 @@ from octavo_torch.kernels.tuning import TuningTable
 RUNTIME = KernelRuntime(Target("cuda", "sm_90", 32, 232448, 132, interpreted=True), TuningTable())
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.one_of(st.integers(1, 40), st.integers(120, 140), st.integers(2100, 2200)),
     groups=st.integers(1, 70),

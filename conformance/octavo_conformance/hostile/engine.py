@@ -58,6 +58,7 @@ def open_llm(
         kv_cache_dtype=layout.dtype.value,
         check_integrity=True,
         sanitize=True,
+        warm_up_seconds=0,
         **options,
     )
     try:

@@ -19,6 +19,7 @@ from octavo_torch.gpu.runtime import Properties, Runtime
 from octavo_torch.gpu.torch_runtime import TorchRuntime
 from octavo_torch.gpu.triton_kernels import TritonKernels
 from octavo_torch.kernels.catalog import tunables
+from octavo_torch.kernels.interpreter import hasten
 from octavo_torch.kernels.launch import KernelRuntime
 from octavo_torch.kernels.target import Target
 from octavo_torch.kernels.tuning import TuningTable
@@ -55,6 +56,7 @@ def open_card(vendor: Vendor, config: DeviceConfig) -> GpuDevice:
     notes: tuple[str, ...] = ()
     runtime: Runtime
     if interpreting():
+        hasten()
         target = replace(vendor.stand_in, interpreted=True)
         runtime = HostRuntime(target)
         notes = (f"The kernels run in Triton's interpreter on the host, as tuned for {target.arch}: for tests only.",)

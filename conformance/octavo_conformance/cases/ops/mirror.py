@@ -29,13 +29,12 @@ class Mirror:
 
     def __init__(self, bench: Workbench, layout: KVLayout, blocks: int, dtype: DType) -> None:
         self.bench, self.layout, self.blocks, self.dtype = bench, layout, blocks, dtype
-        self.cache = HostileCache(bench.device, layout, blocks, bench.rng, dtype)
+        self.cache = HostileCache(bench.device, layout, blocks, bench.rng, dtype, nan=False)
         shape = (layout.layers, blocks * layout.block_size, layout.kv_heads, layout.head_size)
         self._keys = np.zeros(shape, layout.dtype.numpy if layout.dtype in ROUNDED else dtype.numpy)
         self._values = np.zeros_like(self._keys)
         self._written = np.zeros(shape[:2], np.bool_)
-        everything = np.arange(shape[1], dtype=np.int32)
-        self._at_first = np.stack([self.cache.read_values(layer, everything) for layer in range(layout.layers)])
+        self._at_first = np.stack([self.cache.read_blocks(layer, range(blocks)) for layer in range(layout.layers)])
 
     def fill(self, blocks: Sequence[int], length: int | None = None) -> None:
         """Write new tokens to the first `length` slots of blocks (all, without it), in every layer."""
@@ -80,7 +79,7 @@ class Mirror:
 
     def _check_values(self, op: str, layer: int, inputs: str) -> None:
         slots = np.arange(self.layout.block_size, self._written.shape[1], dtype=np.int32)
-        got = self.cache.read_values(layer, slots)
+        got = self.cache.read_blocks(layer, range(1, self.blocks))
         written = self._written[layer, slots]
         expected = np.where(
             written[:, None, None], self._values[layer, slots].astype(self.dtype.numpy), self._at_first[layer, slots]

@@ -104,10 +104,10 @@ def attend(
     here = inside[:, None] & (column < HEAD_SIZE)[None, :]
     query = tl.load(q + (token * q_token + head * q_head)[:, None] + column[None, :], mask=here, other=0.0)
     pages = Pages(
-        keys + kv * kv_head,
-        values + kv * kv_head,
-        None if MANTISSA is None else key_scales + kv * scales_head,
-        None if MANTISSA is None else value_scales + kv * scales_head,
+        keys + kv.to(tl.int64) * kv_head,
+        values + kv.to(tl.int64) * kv_head,
+        None if MANTISSA is None else key_scales + kv.to(tl.int64) * scales_head,
+        None if MANTISSA is None else value_scales + kv.to(tl.int64) * scales_head,
         block_tables + sequence.to(tl.int64) * table_row,
         kv_block,
         kv_slot,

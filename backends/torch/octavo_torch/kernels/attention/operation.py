@@ -35,9 +35,9 @@ TUNABLE = Tunable(
 """queries, a fact: tokens of a sequence in this step, on average and rounded down to a power of two; 1 for decodes.
 
 rows: query heads times tokens of a tile, at least those of one token. tile: keys of one pass. programs: at most so many
-for each processor are made by splitting. least_split: keys of a split, a multiple of tile. most_splits: 1 for none,
-which makes every result independent of the batch. float8: 1 where the processor converts
-float8_e4m3fn and float8_e5m2 itself. tf32x3: 1 where the matrix units take tf32 but not float32.
+for each processor are made by splitting. least_split: keys of a split, rounded up to whole tiles. most_splits: 1 for
+none, which makes every result independent of the batch. float8: 1 where the processor converts float8_e4m3fn and
+float8_e5m2 itself. tf32x3: 1 where the matrix units take tf32 but not float32.
 """
 
 LARGEST_HEAD = 256
@@ -181,10 +181,11 @@ class _Tiling:
         keys = width * kv.block_size
         if window is not None:
             keys = min(keys, window + block_q + tuned["tile"])
+        least_split = triton.cdiv(tuned["least_split"], tuned["tile"]) * tuned["tile"]
         room = min(
             tuned["most_splits"],
             tuned["programs"] * runtime.target.processors // (tiles * kv_heads),
-            triton.cdiv(keys, tuned["least_split"]),
+            triton.cdiv(keys, least_split),
         )
         return cls(
             rows=rows,
@@ -192,7 +193,7 @@ class _Tiling:
             tile=tuned["tile"],
             tiles=tiles,
             splits=_power_of_two(room),
-            least_split=tuned["least_split"],
+            least_split=least_split,
             num_warps=tuned["num_warps"],
             num_stages=tuned["num_stages"],
             # The interpreter rounds float8 wrongly; without it the same entries come out of shifted bits.

@@ -55,13 +55,15 @@ def load_scales(rows, inside, MASKED: tl.constexpr):
 
 
 @triton.jit
-def decoded(entries, DTYPE: tl.constexpr, MANTISSA: tl.constexpr, FLOAT8: tl.constexpr):
+def decoded(entries, DTYPE: tl.constexpr, MANTISSA: tl.constexpr, FLOAT8: tl.constexpr, INTERPRETED: tl.constexpr):
     """Bytes of `scaled_kv.encoded` as DTYPE, but for a power of two that `scale_of_decoded` makes up for.
 
     FLOAT8: the processor converts float8 itself. Elsewhere the bits of a small float are shifted to where float16 has
     its own: that is the number times 2^(its bias - 15), those below the normal ones included.
     """
     if MANTISSA == 0:
+        if INTERPRETED:  # it takes an integer's bits for those of a bfloat16
+            return entries.to(tl.int8, bitcast=True).to(tl.float32).to(DTYPE)
         return entries.to(tl.int8, bitcast=True).to(DTYPE)
     if FLOAT8:
         if MANTISSA == 3:

@@ -69,8 +69,8 @@ def visit(
         keys = load_rows(pages.key + row, inside, HEAD_SIZE, HEAD, MASKED)
         values = load_rows(pages.value + row, inside, HEAD_SIZE, HEAD, MASKED)
         if MANTISSA is not None:
-            keys = decoded(keys, query.dtype, MANTISSA, FLOAT8)
-            values = decoded(values, weight_type, MANTISSA, FLOAT8)
+            keys = decoded(keys, query.dtype, MANTISSA, FLOAT8, INTERPRETED)
+            values = decoded(values, weight_type, MANTISSA, FLOAT8, INTERPRETED)
         else:
             keys = keys.to(query.dtype)
             values = values.to(query.dtype)
