@@ -13,8 +13,8 @@ PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/to
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*.cpp backends/cpu/octavo_cpu/native/*.h)
 
-.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists kernels-check gpu-check gpu-bundle \
-	gpu-dry-run clean
+.PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists kernels-check kernels-trial \
+	ipex-check spirv-check gpu-check gpu-bundle gpu-dry-run clean
 
 help:
 	@echo "make serve      serve a real model on http://127.0.0.1:8000 (MODEL=demo)"
@@ -26,6 +26,9 @@ help:
 	@echo "make conformance-trial  the suite on deliberately wrong backends, every case: writes docs/conformance-trial.md"
 	@echo "make conformance-lists  the must-pass lists of the cases at hand, after a case was added"
 	@echo "make kernels-check  the Triton kernels under the interpreter, conformance on three backends included: half an hour"
+	@echo "make kernels-trial  conformance on kernels that are wrong on purpose, under the interpreter: writes docs/kernels-trial.md"
+	@echo "make ipex-check  conformance of the xpu backend's IPEX kernel on its CPU platform: an environment of its own, 4 GB"
+	@echo "make spirv-check  every kernel compiled to SPIR-V for Intel's GPUs, by a Triton of its own"
 	@echo "make gpu-check  conformance and benchmarks of GPU=cuda, on a machine that has one; make gpu-bundle packs what it lacks"
 	@echo "make gpu-dry-run  the same script on the CPU, with tiny shapes: that it runs to its end"
 	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
@@ -42,6 +45,16 @@ test: $(VENV)/.dev
 
 kernels-check: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+kernels-trial: $(VENV)/.dev
+	PYTHONPATH=tests/conformance $(BIN)/python -m kernel_trial.table
+
+ipex-check: $(VENV)/.dev
+	$(BIN)/python backends/xpu/ipex/check.py --report conformance/reports/ipex-cpu.json
+
+spirv-check: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --pre --upgrade --target build/triton-xpu triton-xpu==3.3.0b1
+	PYTHONPATH=build/triton-xpu $(BIN)/python backends/xpu/spirv/check.py
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -28,10 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.venv.resolve()
     make_environment(folder)
     command = [str(folder / "bin" / "octavo"), "conformance", "run", "--backend", "ipex-cpu", "--kernel", "ipex"]
-    command += [
-        "--patience",
-        "4",
-    ]  # what is not the kernel's goes sequence by sequence, and time is not what is checked
+    # What is not the kernel's goes sequence by sequence, and time is not what is checked.
+    command += ["--patience", "4"]
     for level in options.level or ["contract", "ops"]:
         command += ["--level", level]
     if options.case:

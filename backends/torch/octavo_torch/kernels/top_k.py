@@ -238,15 +238,10 @@ def _largest(x, LOG_K: tl.constexpr):
         largest = x
         for log_run in tl.static_range(1, LOG_K + 1):
             largest = _merged(largest, log_run)
-        for _ in tl.static_range(_halvings(x.shape[1], LOG_K)):
-            largest = _merged(_larger_runs(largest, 2**LOG_K), LOG_K)
+        for _ in tl.static_range(31):  # halved until the k are left
+            if largest.shape[1] > 2**LOG_K:
+                largest = _merged(_larger_runs(largest, 2**LOG_K), LOG_K)
     return largest
-
-
-@triton.constexpr_function
-def _halvings(n, log_k):
-    """How often n keys are halved until 2^log_k are left."""
-    return n.bit_length() - 1 - log_k
 
 
 @triton.jit
@@ -269,7 +264,7 @@ def _exchanged(x, DISTANCE: tl.constexpr, RUN: tl.constexpr):
     # Each key's partner. The sum may overflow: the difference takes it back.
     partner = tl.sum(pairs, 3, keep_dims=True) - pairs
     first = tl.arange(0, 2)[None, None, None, :, None] == 0
-    rises = tl.arange(0, shape[1])[None, :, None, None, None] == 1
+    rises = tl.arange(0, pairs.shape[1])[None, :, None, None, None] == 1
     ordered = tl.where(first != rises, tl.maximum(pairs, partner), tl.minimum(pairs, partner))
     return tl.reshape(ordered, x.shape)
 

@@ -76,6 +76,8 @@ def _scores(dtype: DType) -> Iterator[Case]:
     yield _case("softcap=30,extreme", replace(plain, mix=Mix.HUNDREDS, content=Content.EXTREME, softcap=30.0))
     for sinks in (0.0, 6.0, -40.0):
         yield _case(f"sinks={sinks:g}", replace(plain, sinks=sinks), quick=sinks == 0.0)
+    # Contexts that are long enough to be divided among several workers, of which one adds the sink.
+    yield _case("sinks=1,mix=hundreds", replace(plain, mix=Mix.HUNDREDS, sinks=1.0), quick=True)
     every = replace(plain, window=7, softcap=1.5, sinks=1.0, padded=True)
     yield _case("window=7,softcap=1.5,sinks=1", every, quick=True)
     yield _case(

@@ -106,8 +106,9 @@ def attend(
     pages = Pages(
         keys + kv.to(tl.int64) * kv_head,
         values + kv.to(tl.int64) * kv_head,
-        None if MANTISSA is None else key_scales + kv.to(tl.int64) * scales_head,
-        None if MANTISSA is None else value_scales + kv.to(tl.int64) * scales_head,
+        # Without scales anything stands there: Triton before 3.4 takes no None into a function.
+        keys if MANTISSA is None else key_scales + kv.to(tl.int64) * scales_head,
+        values if MANTISSA is None else value_scales + kv.to(tl.int64) * scales_head,
         block_tables + sequence.to(tl.int64) * table_row,
         kv_block,
         kv_slot,

@@ -1,0 +1,102 @@
+"""Products with weights: quantized ones, those of experts and those of adapters."""
+
+from __future__ import annotations
+
+from kernel_trial.fault import KernelFault
+
+PRODUCTS: tuple[KernelFault, ...] = (
+    KernelFault(
+        "bias-lost-in-splits",
+        "Where the inputs are split, nobody adds the bias.",
+        "linear",
+        "quantized_linear.py",
+        "_add(runtime, sums, weight.bias, y)",
+        "_add(runtime, sums, None, y)",
+        near="bits=8,group=64",
+    ),
+    KernelFault(
+        "split-not-added",
+        "The last split of the inputs is left out of the sum.",
+        "linear",
+        "quantized_linear.py",
+        "for split in range(splits):",
+        "for split in range(splits - 1):",
+        near="bits=8,group=64",
+    ),
+    KernelFault(
+        "permutation-ignored",
+        "Columns are taken in their own order, not in that of the weight's groups.",
+        "linear",
+        "quantized_linear.py",
+        "x = x.index_select(1, weight.permutation)",
+        "x = x.contiguous()",
+        near="permutation",
+    ),
+    KernelFault(
+        "offset-forgotten",
+        "Codes are scaled, and the zero point's offset is left out.",
+        "linear",
+        "tile_product.py",
+        "offset = tl.load(offsets + group * out + weight_rows, mask=weight_inside, other=0.0).to(tl.float32)",
+        "offset = tl.zeros_like(scale)",
+        near="bits=4",
+    ),
+    KernelFault(
+        "one-scale-a-tile",
+        "All groups of a tile have the scale of its first.",
+        "linear",
+        "tile_product.py",
+        "group = start // GROUP",
+        "group = tile * PLACES * SPAN // GROUP",
+        near="bits=4",
+    ),
+    KernelFault(
+        "experts-not-renormalized",
+        "The shares of the chosen experts are left as they are and do not sum to one.",
+        "mixture_of_experts",
+        "mixture_of_experts/router.py",
+        "        total = tl.sum(odds, 1)",
+        "        total = total",
+    ),
+    KernelFault(
+        "share-forgotten",
+        "The experts' results are added up without their shares.",
+        "mixture_of_experts",
+        "mixture_of_experts/experts.py",
+        "value *= tl.load(shares + pair, mask=inside, other=0.0)[None, :]",
+        "value *= 1.0",
+    ),
+    KernelFault(
+        "expert-of-equals",
+        "Of equally likely experts the last is chosen.",
+        "mixture_of_experts",
+        "mixture_of_experts/router.py",
+        "tl.min(tl.where(left == largest, expert, EXPERTS), 1)",
+        "tl.max(tl.where(left == largest, expert, -1), 1)",
+        near="ties",
+    ),
+    KernelFault(
+        "last-row-of-a-group",
+        "The last of an expert's rows belongs to no tile.",
+        "mixture_of_experts",
+        "row_groups.py",
+        "tl.minimum(tl.gather(total, mine, 0) - rank, BLOCK)",
+        "tl.minimum(tl.gather(total, mine, 0) - rank - 1, BLOCK)",
+    ),
+    KernelFault(
+        "adapter-none-taken-for-first",
+        "Rows without an adapter get the first one.",
+        "lora",
+        "lora.py",
+        "adapter = tl.load(order + tile)",
+        "adapter = tl.maximum(tl.load(order + tile), 0)",
+    ),
+    KernelFault(
+        "adapter-without-layer",
+        "The adapter's product takes the place of the layer's and is not added to it.",
+        "lora",
+        "lora.py",
+        "value.to(tl.float32), INTERPRETED)",
+        "value.to(tl.float32) * 0.0, INTERPRETED)",
+    ),
+)
