@@ -30,32 +30,32 @@ class Completion:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
-        self._stop_tokens = frozenset(params.stop_token_ids)
+        self._ends = self._eos.union(params.stop_token_ids)
         self._min_tokens = params.min_tokens
         self._max_tokens = params.max_tokens
-        self._detokenizer = Detokenizer(tokenizer.backend_tokenizer, params.stop, prompt_token_ids=prompt_token_ids)
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self._detokenizer = Detokenizer(
+            tokenizer.backend_tokenizer, params.stop, prompt_token_ids=prompt_token_ids, texts=tokenizer.token_texts
+        )
+        self._has_stops = bool(params.stop)
+        self._token_ids: tuple[int, ...] = ()  # those not taken yet, one as a rule
+        self._logprobs: tuple[TokenLogprobs, ...] = ()
         self._told = False  # whether the end was reported
 
-    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> FinishReason | None:
+    def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> FinishReason | None:
         """Take one token; returns the reason when it is the last one.
 
         A token that ends the completion counts as generated and is reported, but is not part of the text.
         """
-        self.num_tokens += 1
-        self._token_ids.append(token_id)
+        number = self.num_tokens = self.num_tokens + 1
+        self._token_ids += (token_id,)
         if logprobs is not None:
-            self._logprobs.append(logprobs)
-        may_stop = self.num_tokens > self._min_tokens
-        if may_stop and token_id in self._eos:
-            return self.finish(FinishReason.STOP)
-        if may_stop and token_id in self._stop_tokens:
-            return self.finish(FinishReason.STOP, token_id)
-        self._detokenizer.append(token_id, may_stop=self.num_tokens >= self._min_tokens)
-        if self._detokenizer.stopped is not None:
+            self._logprobs += (logprobs,)
+        if token_id in self._ends and number > self._min_tokens:
+            return self.finish(FinishReason.STOP, None if token_id in self._eos else token_id)
+        self._detokenizer.append(token_id, may_stop=number >= self._min_tokens)
+        if self._has_stops and self._detokenizer.stopped is not None:
             return self.finish(FinishReason.STOP, self._detokenizer.stopped)
-        if self.num_tokens == self._max_tokens:
+        if number == self._max_tokens:
             return self.finish(FinishReason.LENGTH)
         return None
 
@@ -70,17 +70,12 @@ class Completion:
 
     def take(self) -> SequenceUpdate | None:
         """What was gained since the last call; None where that is nothing. The end is told once."""
-        if self._told or not (self._token_ids or self.finish_reason):
+        reason = self.finish_reason
+        if self._told or not (self._token_ids or reason):
             return None
-        self._told = self.finish_reason is not None
-        update = SequenceUpdate(
-            index=self.index,
-            text=self._detokenizer.take_text(),
-            token_ids=tuple(self._token_ids),
-            logprobs=tuple(self._logprobs),
-            finish_reason=None if self.finish_reason is None else self.finish_reason.value,
-            stop_reason=self.stop_reason,
-        )
-        self._token_ids.clear()
-        self._logprobs.clear()
-        return update
+        self._told = reason is not None
+        text, token_ids, logprobs = self._detokenizer.take_text(), self._token_ids, self._logprobs
+        self._token_ids = self._logprobs = ()
+        if reason is None:
+            return SequenceUpdate(self.index, text, token_ids, logprobs)
+        return SequenceUpdate(self.index, text, token_ids, logprobs, reason.value, self.stop_reason)

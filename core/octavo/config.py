@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class EngineConfig:
     check_integrity: verify the block manager after every step (tests).
     sanitize: hand out KV blocks in a shuffled order and fill with NaN each block that nobody owns: what reads a slot it
         does not own is seen (tests).
+    warm_up_seconds: at start-up on an accelerator, time in which decode steps are compiled and recorded; those that
+        are left are when they are first used. 0 leaves all of them. Host devices have no warm-up.
     backend_options: handed to the backend as they are.
     """
 
@@ -58,6 +61,7 @@ class EngineConfig:
     seed: int = 0
     check_integrity: bool = False
     sanitize: bool = False
+    warm_up_seconds: float = 20.0
     backend_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -77,6 +81,9 @@ class EngineConfig:
             raise ConfigError(
                 f"gpu_memory_utilization must be greater than 0 and at most 1, and is {self.gpu_memory_utilization!r}."
             )
+        seconds = self.warm_up_seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0.0 <= seconds < math.inf:
+            raise ConfigError(f"warm_up_seconds must be a number of seconds of at least 0, and is {seconds!r}.")
         if self.kv_cache_memory is not None and parse_bytes("kv_cache_memory", self.kv_cache_memory) < 1:
             raise ConfigError(f"kv_cache_memory must be at least one byte, and is {self.kv_cache_memory!r}.")
 

@@ -10,14 +10,15 @@ from itertools import count
 from octavo.backend import BackendError, DeviceLostError, DType
 from octavo.cache import BlockManager, SanitizedPool
 from octavo.config import EngineConfig
-from octavo.loading import EngineInfo, LoadedModel, load_failure, load_model
+from octavo.loading import EngineInfo, LoadedModel, Progress, load_failure, load_model
 from octavo.outputs import RequestUpdate
 from octavo.processor import EngineRequest, Limits, RequestProcessor
 from octavo.request_state import RequestState
 from octavo.runner import LaunchedStep, LogitRow, Runner
 from octavo.sampling.inputs import SamplerOutputs
 from octavo.sampling.random import derive_seed
-from octavo.scheduling import Chunk, FinishReason, Plan, Request, Scheduler, SchedulerConfig, Sequence
+from octavo.scheduling import Chunk, FinishReason, Plan, Request, Scheduler, SchedulerConfig, Sequence, Status
+from octavo.warm_up import warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -98,13 +99,20 @@ class Engine:
         self._suspects: set[Sequence] = set()  # of a step that failed on the device: one of them may be at fault
 
     @classmethod
-    def from_config(cls, config: EngineConfig, progress: abc.Callable[[str, float], None] | None = None) -> Engine:
-        """Find the model, open the backend, load the weights, size the KV cache.
+    def from_config(cls, config: EngineConfig, progress: Progress | None = None) -> Engine:
+        """Find the model, open the backend, load the weights, size the KV cache, warm the device up.
 
         progress is called with what is being done and how much of it is done, 0 to 1. Raises OctavoError or
         octavo.backend.BackendError.
         """
-        return cls(load_model(config, progress), config)
+        engine = cls(load_model(config, progress), config)
+        if engine._runner.wants_warm_up and config.warm_up_seconds > 0:
+            try:
+                warm_up(engine._runner, engine.info, config.warm_up_seconds, progress)
+            except BaseException:
+                engine.close()
+                raise
+        return engine
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -269,10 +277,11 @@ class Engine:
         rows: list[LogitRow] = []
         counts = []
         first_token = 0
+        before, states = 0, self._states
         for chunk in plan.chunks:
-            before = len(rows)
-            self._state(chunk).add_rows(rows, chunk, first_token)
+            states[chunk.sequence.request.request_id].add_rows(rows, chunk, first_token)
             counts.append(len(rows) - before)
+            before = len(rows)
             first_token += chunk.count
         return rows, counts
 
@@ -282,29 +291,32 @@ class Engine:
         touched: dict[str, RequestState] = {}
         failed: list[RequestUpdate] = []
         stop = generated = 0
+        states = self._states
         for chunk, own_rows in zip(plan.chunks, num_rows, strict=True):
             start, stop = stop, stop + own_rows
-            if own_rows == 0 or chunk.is_wasted:
+            sequence = chunk.sequence
+            if own_rows == 0 or (sequence.status is Status.FINISHED and chunk.is_wasted):
                 continue
-            state = self._state(chunk)
+            request_id = sequence.request.request_id
+            state = states[request_id]
             try:
                 sampled = token_ids[stop - chunk.samples : stop]
-                generated += self._commit_chunk(chunk, state, outputs, range(start, stop), sampled)
-                touched[state.request.request_id] = state
+                generated += self._commit_chunk(chunk, state, outputs, start, stop, sampled)
+                touched[request_id] = state
             except Exception as error:  # whatever it is, it is this request's alone
                 failed.append(self._fail(chunk, error))
-                touched.pop(state.request.request_id, None)
+                touched.pop(request_id, None)
         self._counters["generation_tokens"] += generated
         return failed + [self._take(state) for state in touched.values()]
 
     def _commit_chunk(
-        self, chunk: Chunk, state: RequestState, outputs: SamplerOutputs, rows: range, token_ids: list[int]
+        self, chunk: Chunk, state: RequestState, outputs: SamplerOutputs, row: int, stop: int, token_ids: list[int]
     ) -> int:
         """Returns how many sequences received a token."""
         received = self._scheduler.advance(chunk, token_ids)
         if received and not state.started:
             self._counters["prompt_tokens"] += len(state.request.prompt_token_ids)
-        for sequence, reason in state.commit(chunk, rows, outputs, token_ids):
+        for sequence, reason in state.commit(chunk, outputs, row, stop, token_ids):
             self._scheduler.finish(sequence, reason)
         return len(received)
 

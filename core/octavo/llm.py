@@ -53,6 +53,7 @@ class LLM:
         seed: int = 0,
         check_integrity: bool = False,
         sanitize: bool = False,
+        warm_up_seconds: float = 20.0,
         backend_options: Mapping[str, str] | None = None,
     ) -> None:
         config = EngineConfig(
@@ -74,6 +75,7 @@ class LLM:
             seed=seed,
             check_integrity=check_integrity,
             sanitize=sanitize,
+            warm_up_seconds=warm_up_seconds,
             backend_options=backend_options or {},
         )
         with _loading() as progress:

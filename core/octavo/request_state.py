@@ -40,7 +40,13 @@ class RequestState:
         self.completions = [
             Completion(index, tokenizer, params, request.prompt_token_ids, eos_token_ids) for index in range(params.n)
         ]
-        self._outputs = [sequence.output_token_ids for sequence in scheduled.sequences]
+        # Where nothing but one completion is asked for.
+        self._alone = self.completions[0] if params.n == 1 and params.prompt_logprobs is None else None
+        # Rows of what is sampled: one for each sequence, written anew for every step.
+        self._rows = [
+            LogitRow(0, RowSpec(sampling, sequence.output_token_ids, 0))
+            for sampling, sequence in zip(self._sampling, scheduled.sequences, strict=True)
+        ]
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]  # the first token has nothing before it
         self._first_token: float | None = None
@@ -68,31 +74,40 @@ class RequestState:
         if self.request.params.prompt_logprobs is not None:
             prompt = self.request.prompt_token_ids
             for position in self._prompt_positions(chunk):
-                spec = self._spec(chunk.sequence, position + 1, prompt[position + 1])
+                spec = RowSpec(self._sampling[0], (), position + 1, prompt[position + 1])
                 rows.append(LogitRow(first_token + position - chunk.start, spec))
         if chunk.samples:
-            last, stop = first_token + chunk.count - 1, chunk.start + chunk.count
-            for receiver in chunk.receivers:
-                rows.append(LogitRow(last, self._spec(receiver, stop), receiver.lane))
+            count = chunk.count
+            last, stop = first_token + count - 1, chunk.start + count
+            for receiver in chunk.receivers if chunk.samples > 1 else (chunk.sequence,):
+                row = self._rows[receiver.index]
+                row.token, row.lane = last, receiver.lane
+                spec = row.spec
+                spec.position, spec.num_pending = stop, receiver.num_pending
+                rows.append(row)
 
     def commit(
-        self, chunk: Chunk, rows: range, outputs: SamplerOutputs, token_ids: Sequence[int]
-    ) -> list[tuple[RunningSequence, FinishReason]]:
-        """Take the rows of a chunk, and the tokens sampled from it; returns the sequences that ended, with the reason.
+        self, chunk: Chunk, outputs: SamplerOutputs, row: int, stop: int, token_ids: Sequence[int]
+    ) -> Sequence[tuple[RunningSequence, FinishReason]]:
+        """Take a chunk's rows of the outputs, `row` to `stop`, and the tokens sampled from it.
 
-        Sequences that had ended before are passed over.
+        Returns the sequences that ended, with the reason. Those that had ended before are passed over.
         """
-        row = rows.start
-        for _ in range(len(rows) - chunk.samples):
+        params = self.request.params
+        while row < stop - chunk.samples:
             token = self.request.prompt_token_ids[len(self._prompt_logprobs)]
-            self._prompt_logprobs.append(self._logprobs(outputs, row, token, self.request.params.prompt_logprobs or 0))
+            self._prompt_logprobs.append(self._logprobs(outputs, row, token, params.prompt_logprobs or 0))
             row += 1
-        ended: list[tuple[RunningSequence, FinishReason]] = []
         if not token_ids:
-            return ended
+            return ()
         if self._first_token is None:
             self._first_token = time.time()
-        asked = self.request.params.logprobs
+        asked = params.logprobs
+        if asked is None and chunk.samples == 1:  # nearly every chunk, and so worth lines of its own
+            sequence = chunk.sequence
+            reason = self.completions[sequence.index].append(token_ids[0])
+            return () if reason is None else ((sequence, reason),)
+        ended: list[tuple[RunningSequence, FinishReason]] = []
         for sequence, token in zip(chunk.receivers, token_ids, strict=True):
             if not sequence.is_finished:
                 logprobs = None if asked is None else self._logprobs(outputs, row, token, asked)
@@ -104,21 +119,15 @@ class RequestState:
 
     def take(self, error: str | None = None) -> RequestUpdate:
         """What the request gained since the last call."""
-        parts = [update for completion in self.completions if (update := completion.take()) is not None]
-        prompt_logprobs = None
-        if self.request.params.prompt_logprobs is not None and len(self._prompt_logprobs) == len(
-            self.request.prompt_token_ids
-        ):
+        if self._alone is not None and self._alone.finish_reason is None and (part := self._alone.take()) is not None:
+            return RequestUpdate(self.request.request_id, (part,))  # nearly every update, and so worth lines of its own
+        parts = tuple([update for completion in self.completions if (update := completion.take()) is not None])
+        request, prompt_logprobs = self.request, None
+        if request.params.prompt_logprobs is not None and len(self._prompt_logprobs) == len(request.prompt_token_ids):
             prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
-        finished = self.finished
-        return RequestUpdate(
-            request_id=self.request.request_id,
-            sequences=tuple(parts),
-            finished=finished,
-            prompt_logprobs=prompt_logprobs,
-            metrics=self._metrics() if finished else None,
-            error=error,
-        )
+        if self.finished:
+            return RequestUpdate(request.request_id, parts, True, prompt_logprobs, self._metrics(), error)
+        return RequestUpdate(request.request_id, parts, False, prompt_logprobs)
 
     def end(self, reason: FinishReason) -> None:
         """End every completion that still runs."""
@@ -135,10 +144,6 @@ class RequestState:
         # A preempted prompt is computed again; what it reported already is not reported twice.
         start = max(chunk.start, len(self._prompt_logprobs) - 1)
         return range(start, min(chunk.start + chunk.count, len(self.request.prompt_token_ids) - 1))
-
-    def _spec(self, sequence: RunningSequence, position: int, target: int = -1) -> RowSpec:
-        index = sequence.index
-        return RowSpec(self._sampling[index], self._outputs[index], position, target, None, sequence.num_pending)
 
     def _logprobs(self, outputs: SamplerOutputs, row: int, token: int, top: int) -> TokenLogprobs:
         """Logprobs of one row: `token`, chosen or given, and the `top` most likely ones."""

@@ -18,10 +18,11 @@ from octavo.backend.step import Feedback
 from octavo.backend.tree import flatten, tree_map, unflatten
 from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights, hidden_states, logits
-from octavo.packing import Int32Array, Packer, padded, padded_size
+from octavo.packing import Int32Array, PackedPlan, Packer, StepShape, padded, padded_size
 from octavo.planning import CachePlan
-from octavo.sampling.batch import RowSpec, build_inputs
+from octavo.sampling.batch import RowSpec, SequenceSampling, build_inputs
 from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
+from octavo.sampling.params import SamplingParams
 from octavo.sampling.sampler import sample
 from octavo.scheduling import Plan
 
@@ -32,9 +33,9 @@ POISONED_SLOTS = 512
 """Slots of the KV cache that are filled with NaN at a time."""
 
 
-@dataclass(slots=True)  # never changed; freezing it would make the making of it four times as slow
+@dataclass(slots=True)
 class LogitRow:
-    """A token of the step whose logits are wanted, and how they are sampled.
+    """A token of the step whose logits are wanted, and how they are sampled. Read at launch; then it may change.
 
     token: index into the step's tokens. lane: of the sequence that goes on with the sampled token; -1 for nobody.
     """
@@ -84,6 +85,8 @@ class Runner:
         self._captures = capabilities.graph_capture
         self._steps: dict[Bucket, Step] = {}
         self.asynchronous = capabilities.asynchronous
+        self.pads_decodes = self._static or self._captures
+        self.wants_warm_up = self._captures or self.asynchronous  # an accelerator; on the host it would only cost time
         self._lanes = lanes
         self._last_tokens: Array | None = None  # the board; None before the first step that needs one
         self._packer = Packer(lanes, cache.layout.block_size, cache.max_model_len, self.asynchronous)
@@ -91,22 +94,22 @@ class Runner:
     def launch(self, plan: Plan, rows: Sequence[LogitRow]) -> LaunchedStep:
         """Start one step. `rows` is in the order in which the caller wants the outputs."""
         self.copy(plan.copies)
-        pad = self._static or (self._captures and plan.num_decodes == len(plan.chunks))
-        # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
-        num_rows = padded_size(max(1, len(rows)), pad)
-        sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
-        packed = self._packer.pack(plan, pad)
-        inputs = StepInputs(
-            packed.token_ids,
-            padded([row.token for row in rows], num_rows),
-            packed.attention,
-            sampling=sampling,
-            feedback=self._feedback(packed.lane_of_token, rows),
-        )
-        step = self._step(self._bucket(inputs, pad, features), features)
-        outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
-        self._last_tokens = outputs.last_tokens
-        return LaunchedStep(outputs.sampled, len(rows))
+        pad = self._pads(plan.num_decodes == len(plan.chunks))
+        return self._launch(self._packer.pack(plan, pad), rows, pad)
+
+    def rehearse(self, shape: StepShape, params: SamplingParams) -> None:
+        """Run a step of that shape for nobody, and wait for it: what it needs is compiled, recorded and loaded then.
+
+        It writes to the null block only, and changes nothing that a later step could see. params: how all of its rows
+        are sampled. Raises what a step raises.
+        """
+        pad = self._pads(shape.decode_only)
+        packed = self._packer.rehearsal(shape, pad)
+        spec = RowSpec(SequenceSampling(params, (), seed=0, vocab_size=self._model.vocab_size), (), position=0)
+        rows = [LogitRow((index + 1) * shape.tokens - 1, spec) for index in range(shape.sequences)]
+        # A device may run the first step of a bucket as it is, which compiles its kernels, and record the second.
+        for _ in range(2 if self._captures and shape.decode_only else 1):
+            self.collect(self._launch(packed, rows, pad))
 
     def collect(self, step: LaunchedStep) -> SamplerOutputs:
         """Wait for a step; its outputs are NumPy arrays [rows]. Raises whatever went wrong in it."""
@@ -144,6 +147,25 @@ class Runner:
             return False
 
     # ---------------------------------------------------------------------------------------------------- details
+
+    def _pads(self, decode_only: bool) -> bool:
+        return self._static or (self._captures and decode_only)
+
+    def _launch(self, packed: PackedPlan, rows: Sequence[LogitRow], pad: bool) -> LaunchedStep:
+        # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
+        num_rows = padded_size(max(1, len(rows)), pad)
+        sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
+        inputs = StepInputs(
+            packed.token_ids,
+            padded([row.token for row in rows], num_rows),
+            packed.attention,
+            sampling=sampling,
+            feedback=self._feedback(packed.lane_of_token, rows),
+        )
+        step = self._step(self._bucket(inputs, pad, features), features)
+        outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
+        self._last_tokens = outputs.last_tokens
+        return LaunchedStep(outputs.sampled, len(rows))
 
     def _feedback(self, lane_of_token: Int32Array | None, rows: Sequence[LogitRow]) -> Feedback | None:
         if lane_of_token is None:

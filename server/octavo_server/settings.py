@@ -161,6 +161,11 @@ class Settings(BaseModel):
         "Seconds of silence, or of one step, after which the server gives up and exits.",
         gt=0,
     )
+    warm_up_seconds: float = _option(
+        _ENGINE.warm_up_seconds,
+        Group.LIMITS,
+        "Seconds that compiling and recording decode steps may take at start-up; 0 leaves it to the first requests.",
+    )
     shutdown_timeout: float = _option(
         30.0, Group.LIMITS, "Seconds that running requests get to finish after SIGTERM.", ge=0
     )

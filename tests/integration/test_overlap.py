@@ -48,7 +48,7 @@ def open_llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         llm = LLM(
             tiny_model(ModelSpec("llama")).directory, backend=backend, dtype="float32",
             kv_cache_memory=(kv_tokens + settings["block_size"]) * per_token,
-            check_integrity=True, sanitize=True, **settings,
+            check_integrity=True, sanitize=True, warm_up_seconds=0, **settings,
         )  # fmt: skip
         opened.append(llm)
         return llm

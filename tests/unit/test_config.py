@@ -20,6 +20,8 @@ from octavo.errors import ConfigError
         ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization must be greater than 0 and at most 1"),
         ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization must be greater than 0 and at most 1"),
         ({"kv_cache_memory": "lots"}, "a size such as 512MiB or 2GB, and got 'lots'"),
+        ({"warm_up_seconds": -1}, "warm_up_seconds must be a number of seconds of at least 0, and is -1"),
+        ({"warm_up_seconds": float("nan")}, "at least 0, and is nan"),
         ({"kv_cache_memory": 0}, "kv_cache_memory must be at least one byte"),
     ],
 )

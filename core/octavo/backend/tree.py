@@ -10,10 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _STATIC = (type(None), bool, int, float, str, Enum)
+
+
+class _Branch(Enum):
+    LEAF = "leaf"
+    STATIC = "static"
+    MAPPING = "mapping"
+    DATACLASS = "dataclass"
+    TUPLE = "tuple"
+    LIST = "list"
+
+
+_LEAF = (_Branch.LEAF, None)
 
 
 def tree_map(function: Callable[[Any], Any], tree: T) -> T:
@@ -34,31 +47,52 @@ def unflatten(structure: Hashable, leaves: list[Any]) -> Any:
 
 
 def _flatten(tree: Any, leaves: list[Any]) -> Hashable:
-    if isinstance(tree, _STATIC):
-        # The type belongs to the key: 1, 1.0 and True are equal, and steps compiled for them are not the same.
-        return ("static", (type(tree), tree))
-    if isinstance(tree, Mapping):
-        return ("mapping", tuple((key, _flatten(value, leaves)) for key, value in tree.items()))
-    if is_dataclass(tree) and not isinstance(tree, type):
-        # Only what __init__ takes: derived fields are derived again.
-        names = tuple(field.name for field in fields(tree) if field.init)
-        return (type(tree), tuple((name, _flatten(getattr(tree, name), leaves)) for name in names))
-    if isinstance(tree, tuple | list):
-        kind = "list" if isinstance(tree, list) else "tuple"
-        return (kind, tuple(_flatten(value, leaves) for value in tree))
-    leaves.append(tree)
-    return ("leaf", None)
+    kind: Any = type(tree)
+    match _branch(kind):
+        case _Branch.LEAF:
+            leaves.append(tree)
+            return _LEAF
+        case _Branch.STATIC:
+            # The type belongs to the key: 1, 1.0 and True are equal, and steps compiled for them are not the same.
+            return (_Branch.STATIC, (kind, tree))
+        case _Branch.DATACLASS:
+            return (kind, tuple([_flatten(getattr(tree, name), leaves) for name in _names(kind)]))
+        case _Branch.MAPPING:
+            return (_Branch.MAPPING, tuple([(key, _flatten(value, leaves)) for key, value in tree.items()]))
+        case branch:
+            return (branch, tuple([_flatten(value, leaves) for value in tree]))
 
 
 def _unflatten(structure: Any, leaves: Iterator[Any]) -> Any:
     kind, content = structure
-    if kind == "leaf":
+    if kind is _Branch.LEAF:
         return next(leaves)
-    if kind == "static":
+    if kind is _Branch.STATIC:
         return content[1]
-    if kind == "mapping":
+    if kind is _Branch.MAPPING:
         return {key: _unflatten(value, leaves) for key, value in content}
-    if kind in ("tuple", "list"):
-        values = [_unflatten(value, leaves) for value in content]
-        return values if kind == "list" else tuple(values)
-    return kind(**{name: _unflatten(value, leaves) for name, value in content})
+    values = [_unflatten(value, leaves) for value in content]
+    if kind is _Branch.LIST:
+        return values
+    if kind is _Branch.TUPLE:
+        return tuple(values)
+    return kind(**dict(zip(_names(kind), values, strict=True)))
+
+
+@cache  # steps are taken apart and put together all the time, and there are few types
+def _branch(kind: Any) -> _Branch:
+    if issubclass(kind, _STATIC):
+        return _Branch.STATIC
+    if issubclass(kind, Mapping):
+        return _Branch.MAPPING
+    if is_dataclass(kind):
+        return _Branch.DATACLASS
+    if issubclass(kind, tuple):
+        return _Branch.TUPLE
+    return _Branch.LIST if issubclass(kind, list) else _Branch.LEAF
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    """Only what __init__ takes: derived fields are derived again."""
+    return tuple(field.name for field in fields(kind) if field.init)

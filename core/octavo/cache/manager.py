@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from octavo.cache.block_pool import BlockPool
 from octavo.cache.block_table import BlockTable
-from octavo.cache.integrity import require
+from octavo.cache.integrity import IntegrityError, require
 from octavo.cache.prefix_index import CachedBlock, Namespace, PrefixIndex
 
 Copies = tuple[tuple[int, int], ...]
@@ -158,12 +158,13 @@ class BlockManager:
 
     def computed(self, table: BlockTable, num_tokens: int) -> None:
         """Record that the first `num_tokens` tokens are in the cache, and offer the full blocks to others."""
-        require(
-            table.num_computed <= num_tokens <= len(table.blocks) * self.block_size,
-            f"{num_tokens} tokens were computed of a table with {table.num_computed} in {len(table.blocks)} blocks.",
-        )
+        before = table.num_computed
+        if not before <= num_tokens <= len(table.blocks) * self.block_size:
+            raise IntegrityError(
+                f"{num_tokens} tokens were computed of a table with {before} in {len(table.blocks)} blocks."
+            )
         # Every slot written was the table's own (allocate saw to it), so no shared slot is counted twice.
-        self._used_slots += num_tokens - table.num_computed
+        self._used_slots += num_tokens - before
         table.num_computed = num_tokens
         if self.enable_prefix_caching and num_tokens // self.block_size > table.num_linked:
             self._link(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidRequestError
 from octavo.models.resolve import FileKind, ModelFiles
+from octavo.text.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     import tokenizers
@@ -47,6 +48,11 @@ class Tokenizer:
     def longest_token(self) -> int:
         """Characters of the longest token as the vocabulary spells it: no token stands for more."""
         return max(map(len, self.backend_tokenizer.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """The text of tokens whose neighbours do not matter; special tokens have none."""
+        return TokenTexts(self.backend_tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. add_special_tokens: also those the model wants around every prompt, such as BOS.

@@ -47,11 +47,13 @@ class SequenceSampling:
         self.edits = edits if edits.in_use else None
         self.follows_output = edits.follow_output
         """Whether a row depends on which tokens were put out: then each must be known before the next is sampled."""
+        self.plain = self.edits is None and params.logprobs is None
+        """Whether `scalars` are all that its rows ask for."""
 
 
-@dataclass(slots=True)  # never changed; freezing it would make the making of it four times as slow
+@dataclass(slots=True)
 class RowSpec:
-    """One row of logits.
+    """One row of logits. Read by `build_inputs`; then it may change.
 
     position: of the token to be chosen, counted from the start of the prompt; with the seed it keys the draw.
     target: for prompt logprobs, the token that stands at that position; such a row reports and does not draw.
@@ -67,26 +69,39 @@ class RowSpec:
     num_pending: int = 0
 
 
+_Numbered = Sequence[tuple[int, RowSpec]]
+"""Rows with their places in the step."""
+
+
 def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tuple[SamplingInputs, SamplerFeatures]:
     """Arrays of num_rows rows (the bucket; at least len(rows)), the rest padded with greedy rows, and their
     features.
     """
     padding = num_rows - len(rows)
     idle = _SCALARS.pack(0.0, 1.0, 0.0, vocab_size, 0)
-    scalars = [row.sampling.scalars if row.target < 0 else idle for row in rows] + [idle] * padding
+    scalars = [row.sampling.scalars for row in rows] + [idle] * padding
+    targets = np.full(num_rows, -1, np.int32)
+    special = [
+        (index, row)
+        for index, row in enumerate(rows)
+        if not row.sampling.plain or row.target >= 0 or row.mask_bits is not None
+    ]
+    for index, row in special:
+        if row.target >= 0:
+            scalars[index], targets[index] = idle, row.target
     table = np.frombuffer(b"".join(scalars), np.int32).reshape(num_rows, -1).T.copy()  # a contiguous row for each
     temperatures, top_p, min_p = table[:3].view(np.float32)
     top_k, seeds = table[3:]
 
-    edit_ids, edit_values = _edits(rows, num_rows)
-    mask_bits = _masks(rows, num_rows, vocab_size)
+    edit_ids, edit_values = _edits(special, num_rows)
+    mask_bits = _masks(special, num_rows, vocab_size)
     random = bool(temperatures.any())
     features = SamplerFeatures(
         random=random,
         truncation=_truncation(temperatures > 0, top_k, top_p, min_p, vocab_size) if random else Truncation.NONE,
         edits=edit_ids is not None,
         mask=mask_bits is not None,
-        logprobs=_logprobs(rows),
+        logprobs=_logprobs(special),
     )
     inputs = SamplingInputs(
         temperatures=temperatures,
@@ -95,7 +110,7 @@ def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tup
         min_p=min_p,
         seeds=seeds,
         positions=np.array([row.position for row in rows] + [0] * padding, np.int32),
-        targets=np.array([row.target for row in rows] + [-1] * padding, np.int32),
+        targets=targets,
         edit_ids=edit_ids,
         edit_bias=None if edit_values is None else edit_values[0],
         edit_repetition=None if edit_values is None else edit_values[1],
@@ -121,9 +136,9 @@ def _truncation(
     return Truncation.FLOOR if min_p[drawn].max() > 0.0 else Truncation.NONE
 
 
-def _edits(rows: Sequence[RowSpec], num_rows: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
+def _edits(rows: _Numbered, num_rows: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
     editing = []
-    for index, row in enumerate(rows):
+    for index, row in rows:
         if (edits := row.sampling.edits) is not None and row.target < 0:
             edits.record(row.output_token_ids, row.num_pending)
             if edits.size:
@@ -142,8 +157,8 @@ def _edits(rows: Sequence[RowSpec], num_rows: int) -> tuple[NDArray[np.int32] | 
     return ids, values
 
 
-def _masks(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> NDArray[np.int32] | None:
-    masked = [(index, row.mask_bits) for index, row in enumerate(rows) if row.mask_bits is not None]
+def _masks(rows: _Numbered, num_rows: int, vocab_size: int) -> NDArray[np.int32] | None:
+    masked = [(index, row.mask_bits) for index, row in rows if row.mask_bits is not None]
     if not masked:
         return None
     bits = np.full((num_rows, -(-vocab_size // 32)), -1, np.int32)
@@ -152,7 +167,8 @@ def _masks(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> NDArray[n
     return bits
 
 
-def _logprobs(rows: Sequence[RowSpec]) -> int | None:
-    wanted = {row.sampling.params.logprobs if row.target < 0 else row.sampling.params.prompt_logprobs for row in rows}
+def _logprobs(rows: _Numbered) -> int | None:
+    params = [(row.sampling.params, row.target) for _, row in rows]
+    wanted = {each.logprobs if target < 0 else each.prompt_logprobs for each, target in params}
     most = max((count for count in wanted if count is not None), default=None)
     return None if most is None else next(bucket for bucket in _LOGPROB_BUCKETS if bucket >= most)

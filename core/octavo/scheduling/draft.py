@@ -22,11 +22,6 @@ class Draft:
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
 
-    def add(self, sequence: Sequence, count: int) -> None:
-        start = sequence.block_table.num_computed
-        samples = sequence.num_samples if start + count == sequence.num_tokens else 0
-        (self.decodes if count == 1 else self.prefills).append(Chunk(sequence, start, count, samples))
-
     def plan(self) -> Plan:
         num_tokens = len(self.decodes) + sum(chunk.count for chunk in self.prefills)
         chunks = (*self.decodes, *self.prefills)

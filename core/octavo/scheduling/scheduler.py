@@ -19,6 +19,8 @@ from octavo.scheduling.plan import Chunk, Plan
 from octavo.scheduling.ranked_queue import RankedQueue
 from octavo.scheduling.request import FinishReason, Request, Sequence, Status
 
+_FINISHED = Status.FINISHED  # looked up once: what follows runs for every sequence of every step
+
 HEADROOM_DIVISOR = 16
 """The blocks kept free for running sequences to grow are at most this part of the pool."""
 
@@ -142,15 +144,16 @@ class Scheduler:
         computed = self.blocks.computed
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            if sequence.is_finished:
+            if sequence.status is _FINISHED:
                 continue
-            computed(sequence.block_table, chunk.start + chunk.count)
-            if chunk.count > 1:
+            count, samples = chunk.count, chunk.samples
+            computed(sequence.block_table, chunk.start + count)
+            if count > 1:
                 self._stalled = None
-            if chunk.samples > 1:
-                self._fork(sequence.request)
-            elif chunk.samples:
+            if samples == 1:
                 sequence.num_pending = 1
+            elif samples:
+                self._fork(sequence.request)
 
     def advance(self, chunk: Chunk, token_ids: abc.Sequence[int]) -> abc.Sequence[Sequence]:
         """Record what was sampled from a chunk of the plan in flight; returns who received a token, in order.
@@ -162,16 +165,10 @@ class Scheduler:
             raise ValueError(
                 f"{chunk.samples} tokens were to be sampled for {chunk.sequence!r}, and {len(token_ids)} came."
             )
-        received = []
-        for sequence, token in zip(chunk.receivers, token_ids, strict=False):  # a chunk may sample nothing
-            if sequence.is_finished:
-                continue
-            if sequence.num_pending == 0:
-                raise ValueError(f"{sequence!r} waits for no token: its chunk at {chunk.start} is not in flight.")
-            sequence.num_pending = 0
-            sequence.token_ids.append(token)
-            received.append(sequence)
-        return received
+        if chunk.samples == 1:  # nearly every chunk, and so worth lines of its own
+            return [chunk.sequence] if self._receive(chunk, chunk.sequence, token_ids[0]) else []
+        receivers = zip(chunk.receivers, token_ids, strict=False)  # a chunk may sample nothing
+        return [sequence for sequence, token in receivers if self._receive(chunk, sequence, token)]
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take a sequence out and free its blocks; nothing happens to one that is finished.
@@ -229,14 +226,22 @@ class Scheduler:
 
     def _continue_running(self, draft: Draft) -> None:
         running = self._running.items
-        behind = [_behind(sequence) for sequence in running]
+        behind = list(map(_behind, running))
         draft.budget -= behind.count(1)
+        allocate, decodes = self.blocks.allocate, draft.decodes
         position = 0
         while position < len(running):  # shrinks at its end where a sequence preempts
             sequence, missing = running[position], behind[position]
             position += 1
             if missing == 1:
-                self._plan_running(draft, sequence, 1)
+                table = sequence.block_table
+                end = table.num_computed + 1
+                if (copies := allocate(table, end)) is None:
+                    self._plan_running(draft, sequence, 1)  # which preempts for it
+                    continue
+                if copies:
+                    draft.copies.extend(copies)
+                decodes.append(Chunk(sequence, end - 1, 1, sequence.num_samples))
                 continue
             count = min(missing, draft.budget)
             if count == 0 or self._plan_running(draft, sequence, count):
@@ -248,7 +253,8 @@ class Scheduler:
         itself.
         """
         table = sequence.block_table
-        end = table.num_computed + count
+        start = table.num_computed
+        end = start + count
         copies = self.blocks.allocate(table, end)
         while copies is None:
             victim = self._running.items[-1]
@@ -259,7 +265,8 @@ class Scheduler:
             copies = self.blocks.allocate(table, end)
         if copies:
             draft.copies.extend(copies)
-        draft.add(sequence, count)
+        samples = sequence.num_samples if end == len(sequence.token_ids) + sequence.num_pending else 0
+        (draft.decodes if count == 1 else draft.prefills).append(Chunk(sequence, start, count, samples))
         return True
 
     def _admit_waiting(self, draft: Draft) -> None:
@@ -297,6 +304,15 @@ class Scheduler:
         sequence.admission = self._num_admitted
         sequence.status = Status.RUNNING
         self._running.add(sequence)
+
+    def _receive(self, chunk: Chunk, sequence: Sequence, token: int) -> bool:
+        if sequence.status is _FINISHED:
+            return False
+        if sequence.num_pending == 0:
+            raise ValueError(f"{sequence!r} waits for no token: its chunk at {chunk.start} is not in flight.")
+        sequence.num_pending = 0
+        sequence.token_ids.append(token)
+        return True
 
     def _fork(self, request: Request) -> None:
         """Let every sibling go on from the prompt with a pending token of its own; one that was finished meanwhile

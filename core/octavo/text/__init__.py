@@ -2,5 +2,6 @@
 
 from octavo.text.detokenizer import Detokenizer
 from octavo.text.stop import StopChecker
+from octavo.text.token_texts import TokenTexts
 
-__all__ = ["Detokenizer", "StopChecker"]
+__all__ = ["Detokenizer", "StopChecker", "TokenTexts"]

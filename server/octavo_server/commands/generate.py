@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from octavo_server.options import OptionGroups, engine_options, settings_from
+from octavo_server.options import OptionGroups, settings_from, settings_options
+from octavo_server.settings import ENGINE_OPTIONS
 
 if TYPE_CHECKING:
     from octavo.engine import Engine
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, default=-1, show_default=True, help="Sample from this many tokens; -1 is all.")
 @click.option("--stop", multiple=True, help="End before this text, repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of text as it comes.")
-@engine_options
+@settings_options(only=ENGINE_OPTIONS, without=("model", "warm_up_seconds"))
 def generate(
     model: str | None,
     prompt: str,
@@ -64,8 +66,9 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop, logprobs=None
     )
     settings = settings_from(model, config, given)
+    engine_config = replace(settings.engine_config(), warm_up_seconds=0.0)  # one prompt is soon done without
     with LoadingProgress() as progress:
-        engine = Engine.from_config(settings.engine_config(), progress)
+        engine = Engine.from_config(engine_config, progress)
     if chat:
         messages = [{"role": "system", "content": system}] if system is not None else []
         request = engine.processor.process_chat("generate", [*messages, {"role": "user", "content": prompt}], params)

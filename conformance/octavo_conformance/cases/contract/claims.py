@@ -60,7 +60,7 @@ def _capabilities(bench: Workbench) -> None:
     if claimed.head_sizes is not None:
         _sizes(bench, "head_sizes", claimed.head_sizes)
         bench.require(claimed.head_sizes, "Capabilities.head_sizes is empty; None takes any head size.")
-    for name in ("static_shapes", "graph_capture"):
+    for name in ("static_shapes", "graph_capture", "asynchronous"):
         value = getattr(claimed, name)
         bench.require(isinstance(value, bool), f"Capabilities.{name} is {value!r}; it is True or False.")
     most = claimed.max_tensor_parallel

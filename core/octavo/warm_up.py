@@ -1,0 +1,94 @@
+"""Warm-up: before the first request, steps for nobody are run, so that kernels are compiled and decode steps recorded.
+
+Largest first: recordings share memory, and a smaller one fits into what a larger one has claimed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from octavo.backend import BackendError, DeviceLostError
+from octavo.loading import EngineInfo, Progress
+from octavo.packing import SMALLEST_BUCKET, StepShape, padded_size
+from octavo.runner import Runner
+from octavo.sampling.params import SamplingParams
+
+STAGE = "compiling kernels and recording decode steps"
+
+GREEDY, RANDOM = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0)
+"""The two samplers that plain requests use. All others are compiled when they are first used."""
+
+NEEDED_BY_ALL = 2
+"""The first rehearsals, a prefill and a decode, that compile nearly every kernel: they are run whatever the time. A
+request would wait as long for them, and a first step that takes a minute looks like a device that hangs."""
+
+_log = logging.getLogger(__name__)
+
+
+def warm_up(
+    runner: Runner,
+    info: EngineInfo,
+    seconds: float,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Rehearse the steps that requests will need, for as long as start-up can wait.
+
+    After `seconds` of `clock` no further one is begun; those that are left are compiled and recorded when they are
+    first used. A step that fails ends the warm-up with a sentence in the log: a request that needs it will be told, and
+    others can be served. Raises BackendError where the device is lost.
+    """
+    steps = list(rehearsals(info, runner.pads_decodes))
+    started = clock()
+    for number, (shape, params) in enumerate(steps):
+        if number >= NEEDED_BY_ALL and clock() - started >= seconds:
+            _log.info(
+                "The warm-up ends after %g seconds (warm_up_seconds) with %d of %d steps; the others are compiled and "
+                "recorded when they are first used.",
+                seconds,
+                number,
+                len(steps),
+            )
+            break
+        if progress is not None:
+            progress(STAGE, number / len(steps))
+        try:
+            runner.rehearse(shape, params)
+        except Exception as error:
+            if isinstance(error, DeviceLostError) or not runner.alive():
+                raise BackendError(
+                    f"The device of backend {info.backend!r} was lost in the warm-up: {type(error).__name__}: {error}"
+                ) from error
+            _log.warning(
+                "The warm-up ends early: a step of %d sequences with %d tokens each and %d blocks failed, and a "
+                "request that needs such a step would fail too: %s: %s",
+                shape.sequences,
+                shape.tokens,
+                shape.blocks,
+                type(error).__name__,
+                error,
+            )
+            break
+    if progress is not None:
+        progress(STAGE, 1.0)
+
+
+def rehearsals(info: EngineInfo, pads_decodes: bool) -> Iterator[tuple[StepShape, SamplingParams]]:
+    """The largest prefill, then decodes: each bucket, the largest first, or one size where a step has no bucket."""
+    prefill = min(info.max_num_batched_tokens, info.max_model_len)
+    yield StepShape(1, prefill, -(-prefill // info.block_size)), GREEDY
+    widest = -(-info.max_model_len // info.block_size)
+    for sequences in _buckets(info.max_num_seqs) if pads_decodes else (info.max_num_seqs,):
+        for blocks in _buckets(widest) if pads_decodes else (widest,):
+            for params in (GREEDY, RANDOM):
+                yield StepShape(sequences, 1, blocks), params
+
+
+def _buckets(largest: int) -> Iterator[int]:
+    """The sizes that up to `largest` are padded to, in falling order."""
+    size = padded_size(largest, True)
+    while size >= SMALLEST_BUCKET:
+        yield size
+        size //= 2
