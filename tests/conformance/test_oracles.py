@@ -111,6 +111,12 @@ def test_top_k_sorts_by_falling_value_and_rising_index(rng, k):
     np.testing.assert_array_equal(values, torch.topk(torch.from_numpy(x), k).values)
 
 
+def test_softmax_is_that_of_scipy_at_each_rows_temperature(rng):
+    x, temperatures = normal(rng, 4, 9) * 50, np.array([0.01, 1.0, 3.0, 100.0], np.float32)
+    x[:, 2] = -np.inf
+    close(arrays.softmax(x, temperatures), scipy.special.softmax(x.astype(np.float64) / temperatures[:, None], axis=-1))
+
+
 def test_scatter_add_is_that_of_torch(rng):
     x, values = normal(rng, 3, 7), normal(rng, 3, 20)
     ids = rng.integers(0, 7, (3, 20)).astype(np.int32)

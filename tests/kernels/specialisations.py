@@ -159,6 +159,11 @@ def candidates(ops: TritonOps) -> Iterator[Any]:
     return (ops.top_k(empty(rows, VOCABULARY, dtype=torch.float32), 64) for rows in SEQUENCES)
 
 
+def probabilities(ops: TritonOps) -> Iterator[Any]:
+    logits = ((empty(rows, VOCABULARY, dtype=torch.float32), empty(rows, dtype=torch.float32)) for rows in SEQUENCES)
+    return (ops.probability_units(*row) for row in logits)
+
+
 def quantized(ops: TritonOps) -> Iterator[Any]:
     codes, scales = empty(HIDDEN, HIDDEN // 2, dtype=torch.uint8), empty(HIDDEN, HIDDEN // 128, dtype=torch.float32)
     weight = pack(QuantizedWeight(codes, scales, None, bits=4, group_size=128))
@@ -223,6 +228,7 @@ SCENARIOS = (
     Scenario("rotary and write, tokens", rotaries),
     Scenario("activation, tokens", activations),
     Scenario("top-k, rows", candidates),
+    Scenario("probabilities, rows", probabilities),
     Scenario("quantized linear, tokens", quantized),
     Scenario("experts, tokens", experts),
     Scenario("LoRA, tokens", adapters),

@@ -24,6 +24,7 @@ from octavo_torch.kernels.kv import PagedKV
 from octavo_torch.kernels.launch import KernelRuntime
 from octavo_torch.kernels.lora import lora
 from octavo_torch.kernels.mixture_of_experts import mixture_of_experts, takes
+from octavo_torch.kernels.probability_units import probability_units
 from octavo_torch.kernels.rms_norm import rms_norm
 from octavo_torch.kernels.rotary_write_kv import rotary, rotary_write_kv, write_kv
 from octavo_torch.kernels.top_k import top_k
@@ -89,6 +90,9 @@ class TritonOps(TorchOps):
 
     def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
         return top_k(self.runtime, x, k)
+
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        return probability_units(self.runtime, x, temperatures)
 
     def copy_blocks(self, kv: KVCache, source: Array, target: Array) -> KVCache:
         index = target.long()

@@ -69,6 +69,14 @@ def top_k(x: AnyArray, k: int) -> tuple[AnyArray, Int32Array]:
     return np.take_along_axis(x, order, axis=-1), order.astype(np.int32)
 
 
+def softmax(x: AnyArray, temperatures: AnyArray) -> Float64Array:
+    """The probabilities of each row [rows, n] of logits at its temperature [rows]."""
+    scaled = (x.astype(np.float64) - np.max(x, axis=-1, keepdims=True)) / temperatures.astype(np.float64)[:, None]
+    weights = np.exp(scaled)
+    shares: Float64Array = weights / np.sum(weights, axis=-1, keepdims=True)
+    return shares
+
+
 def scatter_add(x: AnyArray, ids: Int32Array, values: AnyArray) -> Float64Array:
     """x [rows, n] with values [rows, e] added at ids [rows, e], one by one."""
     result = x.astype(np.float64)

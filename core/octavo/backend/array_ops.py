@@ -35,6 +35,9 @@ KEYS_PER_PASS = 256
 TOKENS_PER_PASS = 256
 """... and tokens at a time. Both bound its temporary memory; neither depends on the batch, so no result does."""
 
+_UNITS = 1 << 30  # of `probability_units`: the probability 1
+_GROUP = 128  # entries that it adds up before it adds up groups
+
 
 # ---------------------------------------------------------------------------------------------- embedding, linear
 
@@ -298,6 +301,19 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     return xp.take_along_axis(x, order, axis=-1), xp.astype(order, xp.int32)
 
 
+def probability_units(x: Array, temperatures: Array) -> Array:
+    xp = array_namespace(x)
+    rows, n = x.shape
+    peaks = xp.max(x, axis=-1)
+    if missing := -n % _GROUP:
+        x = xp.concat([x, xp.full((rows, missing), -math.inf, dtype=xp.float32, device=device(x))], axis=-1)
+    grouped = xp.reshape(x, (rows, -1, _GROUP))
+    weights = xp.exp((grouped - peaks[:, None, None]) / temperatures[:, None, None])
+    totals = _tree_sum(_tree_sum(weights))
+    units = xp.round(weights * (_UNITS / totals)[:, None, None])
+    return xp.reshape(xp.astype(units, xp.int32), (rows, -1))[:, :n]
+
+
 def scatter_add(x: Array, ids: Array, values: Array) -> Array:
     xp = array_namespace(x)
     result = xp.asarray(x, copy=True)
@@ -306,6 +322,16 @@ def scatter_add(x: Array, ids: Array, values: Array) -> Array:
         column = ids[:, entry]
         result[rows, column] = result[rows, column] + values[:, entry]
     return result
+
+
+def _tree_sum(x: Array) -> Array:
+    """Sum over the last axis in a fixed order: `sum` may choose its order by the shape of the batch."""
+    xp = array_namespace(x)
+    while (length := x.shape[-1]) > 1:
+        half = length // 2
+        pairs = x[..., :half] + x[..., half : 2 * half]
+        x = pairs if length % 2 == 0 else xp.concat([pairs, x[..., 2 * half :]], axis=-1)
+    return x[..., 0]
 
 
 # -------------------------------------------------------------------------------------------------------- helpers

@@ -111,6 +111,15 @@ class Ops:
         """
         return array_ops.top_k(x, k)
 
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        """softmax(x / temperature) of each row in units of 2^-30, to the nearest integer.
+
+        x float32 [rows, n], each row's largest entry finite; temperatures float32 [rows], above 0 -> int32 [rows, n].
+        An entry of -inf has 0 units. Results are within 0.6 units plus 2e-6 of the exact probability, float32 holds
+        each of them, and a row's are the same bits in any batch: the order of its sum depends on n alone.
+        """
+        return array_ops.probability_units(x, temperatures)
+
     def scatter_add(self, x: Array, ids: Array, values: Array) -> Array:
         """x with values added at ids, row by row; repeated ids add up.
 

@@ -1,5 +1,5 @@
-"""The sampler: from logits to token ids, as pure functions on the array-API standard plus `Ops.top_k` and
-`scatter_add`.
+"""The sampler: from logits to token ids, as pure functions on the array-API standard plus three operations of the
+contract: `Ops.probability_units`, `top_k` and `scatter_add`.
 
 Order, as in vLLM: mask, logit bias, penalties -> temperature -> min_p -> top_k -> top_p -> draw.
 
@@ -40,7 +40,6 @@ from octavo.sampling.truncation import probability_floor, probability_target, tr
 Array = Any
 
 GROUP = 128
-UNITS = 1 << 30  # the probability 1
 
 
 def sample(ops: Ops, logits: Array, inputs: SamplingInputs, features: SamplerFeatures) -> SamplerOutputs:
@@ -51,10 +50,10 @@ def sample(ops: Ops, logits: Array, inputs: SamplingInputs, features: SamplerFea
     """
     xp = array_namespace(logits)
     grouped = _in_groups(edited_logits(ops, logits, inputs, features))  # [rows, groups, GROUP]
-    group, member, peak = _largest(grouped)
+    group, member = _largest(grouped)
     token_ids = group * GROUP + member
     if features.random:
-        token_ids = xp.where(inputs.temperatures > 0.0, _draw(ops, grouped, peak, inputs, features), token_ids)
+        token_ids = xp.where(inputs.temperatures > 0.0, _draw(ops, grouped, inputs, features), token_ids)
     if features.logprobs is None:
         return SamplerOutputs(token_ids)
     reported = xp.where(inputs.targets >= 0, inputs.targets, token_ids)
@@ -89,28 +88,23 @@ def _in_groups(logits: Array) -> Array:
     return xp.reshape(logits, (rows, -1, GROUP))
 
 
-def _largest(grouped: Array) -> tuple[Array, Array, Array]:
-    """Group, member and value of each row's largest logit. A maximum by group is much cheaper than a long
-    argmax.
-    """
+def _largest(grouped: Array) -> tuple[Array, Array]:
+    """Group and member of each row's largest logit. A maximum by group is much cheaper than a long argmax."""
     xp = array_namespace(grouped)
     group = _argmax(xp.max(grouped, axis=-1))
-    members = _members(grouped, group)
-    return group, _argmax(members), xp.max(members, axis=-1)
+    return group, _argmax(_members(grouped, group))
 
 
 # ------------------------------------------------------------------------------------------------------- draw
 
 
-def _draw(ops: Ops, grouped: Array, peak: Array, inputs: SamplingInputs, features: SamplerFeatures) -> Array:
+def _draw(ops: Ops, grouped: Array, inputs: SamplingInputs, features: SamplerFeatures) -> Array:
     xp = array_namespace(grouped)
-    temperatures = xp.where(inputs.temperatures > 0.0, inputs.temperatures, 1.0)[:, None, None]
-    weights = xp.exp((grouped - peak[:, None, None]) / temperatures)
-    total = _tree_sum(_tree_sum(weights))
-    shares = xp.round(weights * (UNITS / total)[:, None, None])
+    temperatures = xp.where(inputs.temperatures > 0.0, inputs.temperatures, 1.0)
+    units = ops.probability_units(xp.reshape(grouped, (grouped.shape[0], -1)), temperatures)
     if features.truncation is Truncation.CANDIDATES:
-        return _draw_candidate(ops, shares, inputs)
-    units = xp.astype(shares, xp.int32)
+        return _draw_candidate(ops, units, inputs)
+    units = xp.reshape(units, grouped.shape)
     if features.truncation is not Truncation.NONE:
         units = truncate(units, inputs, features.truncation)
     return _draw_any(units, inputs)
@@ -126,15 +120,15 @@ def _draw_any(units: Array, inputs: SamplingInputs) -> Array:
     return group * GROUP + _argmax(_race(_members(units, group), ids, inputs))
 
 
-def _draw_candidate(ops: Ops, shares: Array, inputs: SamplingInputs) -> Array:
+def _draw_candidate(ops: Ops, units: Array, inputs: SamplingInputs) -> Array:
     """The draw of `_draw_any` after truncation, where the best tokens of each row are all it can come from.
 
-    shares float32 [rows, groups, GROUP], of integer value.
+    units int32 [rows, groups * GROUP].
     """
-    xp = array_namespace(shares)
-    flat = xp.reshape(shares, (shares.shape[0], -1))
-    best, ids = ops.top_k(flat, min(CANDIDATES, flat.shape[-1]))  # [rows, candidates], in the order of tokens
-    units = xp.astype(best, xp.int32)
+    xp = array_namespace(units)
+    # Not a bit is lost: float32 holds every unit, see `Ops.probability_units`. top_k takes floats alone.
+    best, ids = ops.top_k(xp.astype(units, xp.float32), min(CANDIDATES, units.shape[-1]))
+    units = xp.astype(best, xp.int32)  # [rows, candidates], in the order of tokens
     kept = _range(units, units.shape[-1]) < inputs.top_k[:, None]
     kept = kept & (units >= probability_floor(units[:, 0], inputs.min_p)[:, None])
     units = xp.where(kept, units, 0)
@@ -159,16 +153,6 @@ def _lowest_of_best(scores: Array, ids: Array) -> Array:
     xp = array_namespace(scores)
     best = scores == xp.max(scores, axis=-1, keepdims=True)
     return xp.min(xp.where(best, ids, (1 << 31) - 1), axis=-1)
-
-
-def _tree_sum(x: Array) -> Array:
-    """Sum over the last axis in a fixed order: `sum` may choose its order by the shape of the batch."""
-    xp = array_namespace(x)
-    while (length := x.shape[-1]) > 1:
-        half = length // 2
-        pairs = x[..., :half] + x[..., half : 2 * half]
-        x = pairs if length % 2 == 0 else xp.concat([pairs, x[..., 2 * half :]], axis=-1)
-    return x[..., 0]
 
 
 # --------------------------------------------------------------------------------------------------- logprobs

@@ -1,4 +1,4 @@
-"""Norm, rotary, gated activations, top_k and scatter_add against float64."""
+"""Norm, rotary, gated activations, probabilities, top_k and scatter_add against float64."""
 
 from __future__ import annotations
 
@@ -82,6 +82,21 @@ def test_gated_activation_equals_float64_and_stays_finite_far_out(any_library, k
         expected = activation_oracle(kind, x[:, :16].astype(np.float64)) * x[:, 16:]
     result = any_library.get(OPS.gated_activation(any_library.array(x), kind))
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("n", [1, 5, 127, 128, 129, 1000])
+def test_probability_units_are_next_to_the_softmax_at_each_rows_temperature(any_library, n):
+    x = np.random.default_rng(n).standard_normal((5, n)).astype(np.float32) * 3
+    x[:, 1::3] = -np.inf
+    temperatures = np.array([1.0, 0.01, 0.5, 7.0, 100.0], np.float32)
+    units = any_library.get(OPS.probability_units(any_library.array(x), any_library.array(temperatures)))
+    scaled = x.astype(np.float64) / temperatures[:, None]
+    exact = np.exp(scaled - scaled.max(-1, keepdims=True))
+    exact *= 2**30 / exact.sum(-1, keepdims=True)
+    assert units.dtype == np.int32
+    assert (np.abs(units - exact) <= 0.6 + 2e-6 * exact).all()
+    assert not units[:, 1::3].any()
+    assert (units.astype(np.float32) == units).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -154,6 +154,7 @@ CASES: dict[str, tuple[str, tuple[Any, ...]]] = {
         (normal(5, 8), normal(5, 3), ExpertWeights(DenseWeight(normal(3, 12, 8)), DenseWeight(normal(3, 8, 6))), 2),
     ),
     "lora": ("lora", (normal(4, 8), normal(4, 6), LoRABank(normal(2, 3, 8), normal(2, 6, 3)), ids(-1, 1, 0, 1))),
+    "probability_units": ("probability_units", (normal(3, 130), normal(3) ** 2 + 1)),
     "top_k": ("top_k", (np.array([[1, 3, 3, 0], [0, 0, 0, 0]], np.float32), 3)),
     "scatter_add": ("scatter_add", (normal(2, 5), np.array([[1, 1, 0], [4, 2, 4]], np.int32), normal(2, 3))),
     "copy_blocks": ("copy_blocks", ([normal(2, 5, 4, 2, 8)], ids(1, 2, 0), ids(2, 3, 0))),

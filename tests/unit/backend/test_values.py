@@ -14,11 +14,11 @@ def public_methods(kind: type) -> set[str]:
     return {name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")}
 
 
-def test_the_contract_has_25_methods_of_which_5_are_required():
-    """docs/decisions/0001 and the vendor guide say so; a method more is a decision, not an accident."""
+def test_the_contract_has_26_methods_of_which_5_are_required():
+    """docs/decisions/0001, 0012 and the vendor guide say so; a method more is a decision, not an accident."""
     assert Device.__abstractmethods__ == {"upload", "download", "load", "allocate_kv", "memory"}
     assert len(public_methods(Device)) == 10
-    assert len(public_methods(Ops)) == 13
+    assert len(public_methods(Ops)) == 14
     assert len(public_methods(Collectives)) == 2
 
 

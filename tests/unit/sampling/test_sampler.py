@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from octavo.backend import Ops
 from octavo.backend.tree import tree_map
 from octavo.sampling import RowSpec, SamplingParams, SequenceSampling, Truncation, build_inputs, derive_seed
 from octavo.sampling.sampler import edited_logits
@@ -102,6 +103,20 @@ def test_draws_follow_the_truncated_softmax(params: SamplingParams) -> None:
 def test_draws_from_a_flat_distribution_are_flat(vocabulary: int) -> None:
     tokens = draws(NUMPY, np.full(vocabulary, 5.0, np.float32), SamplingParams(), 8_000)
     assert_follows(tokens, np.full(vocabulary, 1 / vocabulary))
+
+
+class OneToken(Ops):
+    """A backend whose probabilities are its own: all units go to token 7."""
+
+    def probability_units(self, x: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(x.shape[1]) == 7, np.ones_like(x, np.int32) << 30, 0)
+
+
+@pytest.mark.parametrize("params", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_draws_are_made_from_the_backends_own_units(params: SamplingParams) -> None:
+    logits = np.random.default_rng(6).standard_normal(300).astype(np.float32)
+    own = Library("numpy", NUMPY.upload, OneToken())
+    assert set(draws(own, logits, params, 20).tolist()) == {7}
 
 
 def test_draws_of_many_seeds_follow_the_softmax(library: Library) -> None:

@@ -7,6 +7,7 @@ from octavo_torch.kernels import (
     gated_activation,
     lora,
     mixture_of_experts,
+    probability_units,
     quantized_linear,
     rms_norm,
     rotary_write_kv,
@@ -23,6 +24,7 @@ CATALOG: tuple[Kernel, ...] = (
     attention.KERNEL,
     gated_activation.KERNEL,
     mixture_of_experts.KERNEL,
+    probability_units.KERNEL,
     top_k.KERNEL,
 )
 """In the order in which a step calls them."""

@@ -23,7 +23,7 @@ EXAMPLES = 20
 """Generated examples of one case."""
 
 
-SAMPLER_OPS = ("top_k", "scatter_add")
+SAMPLER_OPS = ("probability_units", "top_k", "scatter_add")
 """What the sampler calls, in float32 whatever a model computes in: every device needs them in it, claimed or not."""
 
 
@@ -42,6 +42,12 @@ def op_case(
     return Case(f"ops/{op}/{dtype.value}/{variant}", run, needs, dtype, quick)
 
 
+def opposite(argument: HostArray) -> HostArray:
+    """Other values that are as valid: the rows in reverse order, floats with the other sign."""
+    reverse = argument[::-1].copy()
+    return reverse if argument.dtype.kind in "iu" else -reverse
+
+
 def apply(
     bench: Workbench,
     op: str,
@@ -49,13 +55,14 @@ def apply(
     arguments: Sequence[HostArray],
     inputs: str,
     padding: int = 0,
+    other: Callable[[HostArray], HostArray] = opposite,
 ) -> tuple[HostArray, ...]:
     """The results of an operation on host arrays, downloaded.
 
     run: takes the uploaded arguments, returns the results; weights are its own. inputs: describes the arguments, for
-    messages. padding: how many rows at the end of each argument and result are padding; they are not returned. Raises
-    CaseFailure where the operation modified an argument, where a second call gave other bits, or where a result changed
-    once the operation had run again on other arguments.
+    messages. padding: how many rows at the end of each argument and result are padding; they are not returned. other:
+    makes another argument of one, as valid. Raises CaseFailure where the operation modified an argument, where a second
+    call gave other bits, or where a result changed once the operation had run again on other arguments.
     """
     device = bench.device
     mine = [device.upload(argument.copy()) for argument in arguments]
@@ -64,7 +71,7 @@ def apply(
         results = _download(bench, first)
     again = _download(bench, run(*mine))
     _require_same(results, again, f"{op}: a second call with the same arguments ({inputs}) changed result")
-    _download(bench, run(*(device.upload(_other(argument)) for argument in arguments)))
+    _download(bench, run(*(device.upload(other(argument)) for argument in arguments)))
     later = _download(bench, first)
     _require_same(results, later, f"{op}: a call with other arguments, after this one ({inputs}), changed result")
     left = _download(bench, mine)
@@ -155,9 +162,3 @@ def _require_same(expected: Sequence[HostArray], found: Sequence[HostArray], wha
                 f"{what_changed} {index}: {int(np.sum(different))} of {before.size} entries, the first at "
                 f"{list(where)} from {before[where]!s} to {after[where]!s}."
             )
-
-
-def _other(argument: HostArray) -> HostArray:
-    """Other values that are as valid: the rows in reverse order, floats with the other sign."""
-    reverse = argument[::-1].copy()
-    return reverse if argument.dtype.kind in "iu" else -reverse

@@ -67,4 +67,13 @@ ROWS: tuple[KernelFault, ...] = (
         "tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)",
         "value.to(tl.int32, bitcast=True)",
     ),
+    KernelFault(
+        "parts-not-rescaled",
+        "The sums of a row's parts are added as if each part had the same largest entry.",
+        "probability_units",
+        "probability_units.py",
+        "other=0.0) * _weight(largest, peak, steepness), 0)",
+        "other=0.0), 0)",
+        near="normal,rows=3,n=50257",
+    ),
 )

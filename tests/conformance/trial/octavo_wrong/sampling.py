@@ -1,4 +1,4 @@
-"""Faults of the operations that the sampler is made of: top_k and scatter_add."""
+"""Faults of the operations that the sampler is made of: probability_units, top_k and scatter_add."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ Array = Any
 
 def faults() -> Iterator[Fault]:
     yield from in_ops(
+        "probability_units", TemperatureIgnored, LargestNotSubtracted, UnitsCutOff, SumByBatch, SumInFloat16
+    )
+    yield from in_ops(
         "top_k",
         TiesToHighestIndex,
         Unordered,
@@ -26,6 +29,56 @@ def faults() -> Iterator[Fault]:
         InfinityIsTheEnd,
     )
     yield from in_ops("scatter_add", RepeatedIdsOverwrite, ScattersInPlace)
+
+
+class TemperatureIgnored(Ops):
+    """Every row is drawn from at temperature 1."""
+
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        return super().probability_units(x, np.ones_like(temperatures))
+
+
+class LargestNotSubtracted(Ops):
+    """exp of the logits as they are, which overflows."""
+
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        weights = np.exp(x / temperatures[:, None])
+        return _units(weights, weights.sum(axis=-1))
+
+
+class UnitsCutOff(Ops):
+    """What lies behind the point is cut off and not rounded: half of the rare tokens lose their only unit."""
+
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        weights = _weights(x, temperatures)
+        return (weights * (_ONE / weights.sum(axis=-1))[:, None]).astype(np.int32)
+
+
+class SumByBatch(Ops):
+    """A row in company is summed from right to left: other bits than it has alone."""
+
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        weights = _weights(x, temperatures)
+        return _units(weights, (weights if len(x) == 1 else weights[:, ::-1].copy()).sum(axis=-1))
+
+
+class SumInFloat16(Ops):
+    """The weights of a row are summed as float16."""
+
+    def probability_units(self, x: Array, temperatures: Array) -> Array:
+        weights = _weights(x, temperatures)
+        return _units(weights, weights.astype(np.float16).sum(axis=-1).astype(np.float32))
+
+
+_ONE = np.float32(1 << 30)
+
+
+def _weights(x: Array, temperatures: Array) -> Array:
+    return np.exp((x - x.max(axis=-1, keepdims=True)) / temperatures[:, None])
+
+
+def _units(weights: Array, totals: Array) -> Array:
+    return np.rint(weights * (_ONE / totals)[:, None]).astype(np.int32)
 
 
 class TiesToHighestIndex(Ops):
