@@ -25,7 +25,7 @@ help:
 	@echo "make conformance  the whole suite on BACKEND=cpu, its report into conformance/reports"
 	@echo "make conformance-trial  the suite on deliberately wrong backends, every case: writes docs/conformance-trial.md"
 	@echo "make conformance-lists  the must-pass lists of the cases at hand, after a case was added"
-	@echo "make kernels-check  the Triton kernels under the interpreter, conformance on three backends included: half an hour"
+	@echo "make kernels-check  the Triton kernels: compiled for every GPU, and all of conformance under the interpreter: an hour"
 	@echo "make kernels-trial  conformance on kernels that are wrong on purpose, under the interpreter: writes docs/kernels-trial.md"
 	@echo "make ipex-check  conformance of the xpu backend's IPEX kernel on its CPU platform: an environment of its own, 4 GB"
 	@echo "make spirv-check  every kernel compiled to SPIR-V for Intel's GPUs, by a Triton of its own"
@@ -44,6 +44,7 @@ test: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
 
 kernels-check: $(VENV)/.dev
+	$(BIN)/python -m octavo_torch.kernels.ahead_of_time --table docs/kernels.md
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 kernels-trial: $(VENV)/.dev

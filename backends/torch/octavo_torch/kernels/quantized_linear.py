@@ -38,11 +38,12 @@ __all__ = [
 
 TUNABLE = Tunable(
     "quantized_linear",
-    facts=("dtype", "width", "rows"),
+    facts=("dtype", "width", "coding", "rows"),
     defaults={"block_out": 64, "block_rows": 64, "programs": 4, "num_warps": 4, "num_stages": 2},
 )
-"""Facts: width, 4 or 8 bits of a code in memory; rows of x, as a power of two of 16 at the least and 256 at the most.
-Parameters: block_out x block_rows is a program's tile; inputs are split until a processor has this many programs."""
+"""Facts: width, 4 or 8 bits of a code in memory; coding, "integer", "float8_e4m3", "float8_e5m2" or "codebook"; rows of
+x, as a power of two of 16 at the least and 256 at the most. Parameters: block_out x block_rows is a program's tile;
+inputs are split until a processor has this many programs."""
 
 _SUM_COLUMNS = 512
 
@@ -54,7 +55,8 @@ def quantized_linear(runtime: KernelRuntime, x: torch.Tensor, weight: PackedQuan
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, out = x.shape[0], weight.out
     bucket = min(max(16, triton.next_power_of_2(rows)), 256)
-    tuned = runtime.tuned(TUNABLE, dtype=dtype_name(x.dtype), width=weight.width, rows=bucket)
+    coding = weight.coding.name.lower()
+    tuned = runtime.tuned(TUNABLE, dtype=dtype_name(x.dtype), width=weight.width, coding=coding, rows=bucket)
     block_out, block_rows = tuned["block_out"], min(bucket, tuned["block_rows"])
     grid = (triton.cdiv(out, block_out), triton.cdiv(rows, block_rows))
     wanted = runtime.target.processors * tuned["programs"] // max(1, grid[0] * grid[1])

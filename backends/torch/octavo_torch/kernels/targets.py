@@ -17,6 +17,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         for target in (
             # NVIDIA: the shared memory is what one block may ask for ("opt-in"), 1 KB less than a multiprocessor has.
             Target("cuda", "sm_80", warp_size=32, shared_memory=163 << 10, processors=108),  # A100
+            Target("cuda", "sm_89", warp_size=32, shared_memory=99 << 10, processors=128),  # RTX 4090; L40S has 142
             Target("cuda", "sm_90", warp_size=32, shared_memory=227 << 10, processors=132),  # H100, H200
             Target("cuda", "sm_100", warp_size=32, shared_memory=227 << 10, processors=148),  # B200
             # AMD: CDNA has wavefronts of 64, RDNA is compiled for 32.

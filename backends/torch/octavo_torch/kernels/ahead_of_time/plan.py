@@ -30,20 +30,13 @@ class Entry:
 def plan(target: Target, table: TuningTable, kernels: Sequence[Kernel], share: tuple[int, int] | None) -> list[Entry]:
     """The launches of the specimens on a target.
 
-    share: (n, of): of each kernel the specimens n, n + of, n + 2 * of ... and one at least; all by default.
+    share: (n, of): of all specimens those numbered n, n + of, n + 2 * of ... and one at least; all by default.
     """
-    entries: list[Entry] = []
-    for kernel in kernels:
-        for specimen in _chosen(list(kernel.specimens()), share):
-            entries += _entries(target, table, kernel.name, specimen)
-    return entries
-
-
-def _chosen(specimens: list[Specimen], share: tuple[int, int] | None) -> list[Specimen]:
-    if share is None:
-        return specimens
-    number, of = share
-    return specimens[number::of] or [specimens[number % len(specimens)]]
+    specimens = [(kernel.name, specimen) for kernel in kernels for specimen in kernel.specimens()]
+    if share is not None:
+        number, of = share
+        specimens = specimens[number::of] or [specimens[number % len(specimens)]]
+    return [entry for kernel, specimen in specimens for entry in _entries(target, table, kernel, specimen)]
 
 
 def _entries(target: Target, table: TuningTable, kernel: str, specimen: Specimen) -> Iterator[Entry]:

@@ -91,6 +91,7 @@ def _calls() -> Iterator[_Call]:
     yield _Call(sequences=2048)
     yield _Call(head_size=64, kv_heads=3, group=3)
     yield _Call(head_size=80, queries=256)
+    yield _Call(full, head_size=256, queries=512)
     for queries in (1, 512):
         yield _Call(half, queries=queries)
         yield _Call(full, head_size=64, queries=queries)

@@ -59,7 +59,7 @@ def route(runtime: KernelRuntime, logits: torch.Tensor, top_k: int, renormalize:
             "PLACES": triton.next_power_of_2(top_k),
             "RENORMALIZE": renormalize,
         },
-        num_warps=4,
+        num_warps=8,
     )
     return Routing(chosen, shares, counts, rows * top_k)
 
