@@ -1,9 +1,10 @@
 """`make gpu-check`: everything that can be said about a backend on the card of this machine, in one command.
 
-    python -m benchmarks.gpu [--backend cuda] [--output benchmarks/results/DATE-gpu-CARD.json]
+    python -m benchmarks.gpu [--backend cuda] [--output benchmarks/results/DATE-gpu-BACKEND.json]
     python -m benchmarks.gpu --dry-run
 
-The machine needs Python, torch, triton and transformers; build/gpu-bundle brings the rest.
+The machine needs Python with its headers, a C compiler, torch, triton and transformers; build/gpu-bundle brings
+the rest.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.gpu.document import make_document, write_document
 from benchmarks.gpu.environment import BUNDLE, ROOT, MissingPackageError, make_environment
 from benchmarks.gpu.plan import MINUTES, PARTS, Part
 from benchmarks.gpu.supervise import PartResult, run_part
+from benchmarks.gpu.verdict import NO_TIME, succeeded
 
 _RESULTS = ROOT / "benchmarks" / "results"
 
@@ -47,7 +49,7 @@ def main() -> None:
     print(*table.lines(document), sep="\n", flush=True)
     if given.output is not None:
         print(f"Wrote {given.output}")
-    sys.exit(0 if _complete(document) else 1)
+    sys.exit(0 if succeeded(document) else 1)
 
 
 def _check(
@@ -67,7 +69,7 @@ def _check(
         for part in parts:
             left = 60 * given.minutes - (time.monotonic() - started)
             if left < _LEAST:
-                done.append(PartResult(part.name, reason="No time was left for it."))
+                done.append(PartResult(part.name, reason=NO_TIME))
             else:
                 print(f"{part.name} ...", file=sys.stderr, flush=True)
                 done.append(run_part(part, options, environment, Path(folder), min(part.seconds, left)))
@@ -75,12 +77,6 @@ def _check(
             if given.output is not None:
                 write_document(document, given.output)
     return document
-
-
-def _complete(document: Mapping[str, Any]) -> bool:
-    """Whether every part came to its end and nothing was lost or failed."""
-    parts = all(not part["reason"] for part in document["parts"].values())
-    return parts and all(one["status"] in ("ok", "absent") for one in document["measurements"])
 
 
 def _arguments() -> argparse.Namespace:

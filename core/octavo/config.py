@@ -38,8 +38,9 @@ class EngineConfig:
     check_integrity: verify the block manager after every step (tests).
     sanitize: hand out KV blocks in a shuffled order and fill with NaN each block that nobody owns: what reads a slot it
         does not own is seen (tests).
-    warm_up_seconds: at start-up on an accelerator, time in which decode steps are compiled and recorded; those that
-        are left are when they are first used. 0 leaves all of them. Host devices have no warm-up.
+    warm_up_seconds: at start-up on an accelerator, steps are compiled and recorded: one prefill and the largest decode,
+        and others until this time is over. The rest are when they are first used. 0 leaves all of them. Host devices
+        have no warm-up.
     backend_options: handed to the backend as they are.
     """
 

@@ -23,8 +23,8 @@ from octavo.warm_up import warm_up
 _log = logging.getLogger(__name__)
 
 
-class EngineDeadError(RuntimeError):
-    """The device is lost, and the engine cannot go on."""
+class EngineDeadError(DeviceLostError):
+    """The device is lost, and the engine cannot go on: a sentence that says why, the same one at every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,14 @@ class Engine:
             raise load_failure(loaded.device, error) from error
         self._config = config
         self._states: dict[str, RequestState] = {}
-        self._ended: list[RequestUpdate] = []  # ended outside a step; reported by the next one
+        self._updates: list[RequestUpdate] = []  # made, and not yet returned by a step
         self._numbers = count()
         self._counters: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._last_step_tokens = 0
         self._in_flight: deque[_StepInFlight] = deque()  # the oldest first; the scheduler counts it as launched
         self._suspects: set[Sequence] = set()  # of a step that failed on the device: one of them may be at fault
+        self._death: str | None = None  # why the engine is dead, once it is
 
     @classmethod
     def from_config(cls, config: EngineConfig, progress: Progress | None = None) -> Engine:
@@ -106,21 +107,31 @@ class Engine:
         octavo.backend.BackendError.
         """
         engine = cls(load_model(config, progress), config)
-        if engine._runner.wants_warm_up and config.warm_up_seconds > 0:
-            try:
-                warm_up(engine._runner, engine.info, config.warm_up_seconds, progress)
-            except BaseException:
-                engine.close()
-                raise
+        try:
+            engine.warm_up(progress)
+        except BaseException:
+            engine.close()
+            raise
         return engine
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Compile and record what requests will need, where the device is one that gains by it.
+
+        Before the first request; `from_config` does it. Raises BackendError where the device is lost: the engine can
+        then only be closed.
+        """
+        if self._runner.wants_warm_up and self._config.warm_up_seconds > 0:
+            warm_up(self._runner, self.info, self._config.warm_up_seconds, progress)
 
     # ------------------------------------------------------------------------------------------------- the loop
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request that `processor` made.
 
-        Raises QueueFullError, or InvalidRequestError for an id in use or a request larger than the KV cache.
+        Raises QueueFullError, or InvalidRequestError for an id in use or a request larger than the KV cache;
+        EngineDeadError once the device was lost.
         """
+        self.check_alive()
         params = request.params
         seed = derive_seed(self._config.seed, next(self._numbers)) if params.seed is None else params.seed
         scheduled = Request(
@@ -146,18 +157,15 @@ class Engine:
 
         On an asynchronous device this launches a step while the one before runs, and returns what the one before gave:
         the host plans and packs, commits and detokenizes in the device's shadow. Raises EngineDeadError when the device
-        is lost.
+        is lost; what requests had gained by then is returned first, and the next call raises.
         """
-        updates, self._ended = self._ended, []
-        if self._in_flight and self._in_flight[0].needed:
-            updates += self._land()
-        plan = self._plan()
-        updates += self._launch(plan)
-        ahead = 1 if plan.chunks and self._runner.asynchronous else 0  # steps that may still run when this one returns
-        while len(self._in_flight) > ahead:
-            updates += self._land()
-        if self._config.check_integrity:
-            self.check_integrity()
+        self.check_alive()
+        try:
+            self._step()
+        except EngineDeadError:
+            if not self._updates:
+                raise
+        updates, self._updates = self._updates, []
         return updates
 
     def abort(self, request_id: str) -> bool:
@@ -166,13 +174,18 @@ class Engine:
         if state is None:
             return False
         self._scheduler.abort(request_id)
-        self._ended.append(self._end(state, FinishReason.ABORT))
+        self._updates.append(self._end(state, FinishReason.ABORT))
         return True
+
+    def check_alive(self) -> None:
+        """Raises EngineDeadError once the device was lost; does not ask the device."""
+        if self._death is not None:
+            raise EngineDeadError(self._death)
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do; a step that is still in flight for nobody waits until it has."""
-        return self._scheduler.has_work or bool(self._ended)
+        return self._scheduler.has_work or bool(self._updates)
 
     @property
     def queue_room(self) -> int:
@@ -182,36 +195,53 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
+    def _step(self) -> None:
+        if self._in_flight and self._in_flight[0].needed:
+            self._land()
+        plan = self._plan()
+        self._launch(plan)
+        ahead = 1 if plan.chunks and self._runner.asynchronous else 0  # steps that may still run when this one returns
+        while len(self._in_flight) > ahead:
+            self._land()
+        if self._config.check_integrity:
+            self.check_integrity()
+
     def _plan(self) -> Plan:
         plan = self._scheduler.schedule()
         self._counters["preemptions"] += len(plan.preempted)
         if self._sanitized is not None:
-            self._runner.poison(self._sanitized.take_abandoned(plan.copies), DType(self.info.dtype))
+            try:
+                self._runner.poison(self._sanitized.take_abandoned(plan.copies), DType(self.info.dtype))
+            except Exception as error:
+                self._require_device(error)
+                raise
         return plan
 
-    def _launch(self, plan: Plan) -> list[RequestUpdate]:
-        """Put a plan on the device. Updates come where that fails, and the plan is run at once in parts."""
+    def _launch(self, plan: Plan) -> None:
+        """Put a plan on the device. Where that fails the plan is run at once in parts."""
         if not plan.chunks:
-            return []
+            return
         self._counters["steps"] += 1
         self._last_step_tokens = plan.num_tokens
         if self._suspects:
-            return self._run_one_by_one(plan)
+            self._run_one_by_one(plan)
+            return
         rows, counts = self._rows(plan)
         try:
             launched = self._runner.launch(plan, rows)
         except Exception as error:
             self._require_device(error)
             _log.warning("A step of %d chunks failed; they run one by one: %s", len(plan.chunks), error)
-            updates = self._land() if self._in_flight else []  # the step before was launched in good order
-            return updates + self._run_one_by_one(plan)
+            if self._in_flight:
+                self._land()  # the step before was launched in good order
+            self._run_one_by_one(plan)
+            return
         needed = any(row.spec.sampling.follows_output for row in rows if row.lane >= 0)
         self._in_flight.append(_StepInFlight(plan, counts, launched, needed))
         if len(self._in_flight) == 1:
             self._scheduler.launched(plan)
-        return []
 
-    def _land(self) -> list[RequestUpdate]:
+    def _land(self) -> None:
         """Wait for the oldest step in flight and commit it; the next one, if there is one, takes its place."""
         step = self._in_flight[0]
         try:
@@ -219,12 +249,11 @@ class Engine:
         except Exception as error:
             self._require_device(error)
             self._start_over(error)
-            return []
+            return
         self._in_flight.popleft()  # not before: an interrupted wait begins again
-        updates = self._commit(step.plan, step.num_rows, outputs)
+        self._commit(step.plan, step.num_rows, outputs)
         if self._in_flight:
             self._scheduler.launched(self._in_flight[0].plan)
-        return updates
 
     def _start_over(self, error: Exception) -> None:
         """A step failed after others were built upon it: all that runs goes back to the queue and is computed again.
@@ -240,37 +269,45 @@ class Engine:
                 self._require_device(further)
         self._suspects.update(self._scheduler.restart())
 
-    def _run_one_by_one(self, plan: Plan) -> list[RequestUpdate]:
+    def _run_one_by_one(self, plan: Plan) -> None:
         """Run each chunk of a plan alone and to its end, so that only the requests at fault end."""
-        updates: list[RequestUpdate] = []
         try:
             self._runner.copy(plan.copies)
         except Exception as error:
             self._require_device(error)
             # Whose blocks were not copied cannot be told any more: nobody of this step may go on with wrong ones.
-            return [self._fail(chunk, error) for chunk in plan.chunks if chunk.sequence.is_running]
+            for chunk in plan.chunks:
+                if chunk.sequence.is_running:
+                    self._fail(chunk, error)
+            return
         for part in plan.one_by_one():
             if part.chunks[0].sequence.is_running:
-                updates += self._run_alone(part)
+                self._run_alone(part)
         self._suspects = {sequence for sequence in self._suspects if not sequence.is_finished}
-        return updates
 
-    def _run_alone(self, plan: Plan) -> list[RequestUpdate]:
+    def _run_alone(self, plan: Plan) -> None:
         chunk, (rows, counts) = plan.chunks[0], self._rows(plan)
         try:
             outputs = self._runner.collect(self._runner.launch(plan, rows))
         except Exception as error:
             self._require_device(error)
-            return [self._fail(chunk, error)]
+            self._fail(chunk, error)
+            return
         self._scheduler.launched(plan)
         if chunk.samples:
             self._suspects.discard(chunk.sequence)
-        return self._commit(plan, counts, outputs)
+        self._commit(plan, counts, outputs)
 
     def _require_device(self, error: Exception) -> None:
-        """Raises EngineDeadError when what failed was the device itself and not only this step."""
+        """Raises EngineDeadError when what failed was the device itself and not only this step.
+
+        The engine is dead from then on. Steps in flight are dropped: to wait for them would take as long once more.
+        """
         if isinstance(error, DeviceLostError) or not self._runner.alive():
-            raise EngineDeadError(f"the device is lost: {type(error).__name__}: {error}") from error
+            reason = str(error) if isinstance(error, DeviceLostError) else f"{type(error).__name__}: {error}"
+            self._death = f"The device is lost: {reason.rstrip('.')}."
+            self._in_flight.clear()
+            raise EngineDeadError(self._death) from error
 
     def _rows(self, plan: Plan) -> tuple[list[LogitRow], list[int]]:
         """The logits that the plan's chunks want, and how many each of them does."""
@@ -285,11 +322,10 @@ class Engine:
             first_token += chunk.count
         return rows, counts
 
-    def _commit(self, plan: Plan, num_rows: abc.Sequence[int], outputs: SamplerOutputs) -> list[RequestUpdate]:
+    def _commit(self, plan: Plan, num_rows: abc.Sequence[int], outputs: SamplerOutputs) -> None:
         """Take what a step gave. num_rows: of the outputs' rows, those of each chunk."""
         token_ids: list[int] = outputs.token_ids.tolist()
         touched: dict[str, RequestState] = {}
-        failed: list[RequestUpdate] = []
         stop = generated = 0
         states = self._states
         for chunk, own_rows in zip(plan.chunks, num_rows, strict=True):
@@ -304,10 +340,10 @@ class Engine:
                 generated += self._commit_chunk(chunk, state, outputs, start, stop, sampled)
                 touched[request_id] = state
             except Exception as error:  # whatever it is, it is this request's alone
-                failed.append(self._fail(chunk, error))
+                self._fail(chunk, error)
                 touched.pop(request_id, None)
         self._counters["generation_tokens"] += generated
-        return failed + [self._take(state) for state in touched.values()]
+        self._updates += [self._take(state) for state in touched.values()]
 
     def _commit_chunk(
         self, chunk: Chunk, state: RequestState, outputs: SamplerOutputs, row: int, stop: int, token_ids: list[int]
@@ -320,12 +356,13 @@ class Engine:
             self._scheduler.finish(sequence, reason)
         return len(received)
 
-    def _fail(self, chunk: Chunk, error: Exception) -> RequestUpdate:
+    def _fail(self, chunk: Chunk, error: Exception) -> None:
         state = self._state(chunk)
         traceback = None if isinstance(error, BackendError) else error  # a backend's own sentence says enough
         _log.error("Request %s failed: %s", state.request.request_id, error, exc_info=traceback)
         self._scheduler.abort(state.request.request_id)
-        return self._end(state, FinishReason.ERROR, f"It could not be computed: {type(error).__name__}: {error}")
+        reason = f"It could not be computed: {type(error).__name__}: {error}"
+        self._updates.append(self._end(state, FinishReason.ERROR, reason))
 
     def _end(self, state: RequestState, reason: FinishReason, error: str | None = None) -> RequestUpdate:
         state.end(reason)

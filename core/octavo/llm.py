@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from octavo.config import EngineConfig
-from octavo.engine import Engine
+from octavo.engine import Engine, EngineDeadError
 from octavo.errors import InvalidRequestError
 from octavo.models.tokenizer import Tokenizer
 from octavo.outputs import CompletionOutput, Logprob, RequestOutput, RequestUpdate, TokenLogprobs
 from octavo.processor import EngineRequest
 from octavo.sampling.params import SamplingParams
+from octavo.scheduling import FinishReason
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
 
@@ -108,6 +112,10 @@ class LLM:
 
         params: one for all, one for each, or None for the defaults. use_tqdm: show a progress bar; None shows one for
         more than one prompt on a terminal. Raises InvalidRequestError before anything runs if any prompt cannot.
+
+        A prompt that fails ends with the finish reason "error" and a sentence in `RequestOutput.error`; the others are
+        completed. Where the device is lost all that are unfinished end so, and later calls raise
+        octavo.engine.EngineDeadError with the same sentence.
         """
         batch: list[Prompt] = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[list-item,arg-type]
         chosen = self._params(params, len(batch))
@@ -152,6 +160,7 @@ class LLM:
         return params
 
     def _run(self, requests: Sequence[EngineRequest], use_tqdm: bool | None) -> list[RequestOutput]:
+        self.engine.check_alive()  # nothing would run: an error for each prompt would be less clear
         collectors = {request.request_id: OutputCollector(request) for request in requests}
         unfinished = set(collectors)
         waiting = iter(requests)
@@ -166,6 +175,11 @@ class LLM:
                         if update.finished:
                             unfinished.remove(update.request_id)
                             advance()
+        except EngineDeadError as error:
+            _log.error("%d of %d requests end with an error. %s", len(unfinished), len(requests), error)
+            for request_id in unfinished:
+                collectors[request_id].fail(str(error))
+            unfinished.clear()
         finally:
             # Interrupted: what still runs must not come up in the next call.
             for request_id in unfinished:
@@ -206,6 +220,13 @@ class OutputCollector:
         self.output.error = update.error
         self.output.finished = update.finished
         self.output.metrics = update.metrics or self.output.metrics
+
+    def fail(self, error: str) -> None:
+        """End what is unfinished, for a reason that the engine has no update for any more."""
+        for completion in self.output.outputs:
+            completion.finish_reason = completion.finish_reason or FinishReason.ERROR.value
+        self.output.error = error
+        self.output.finished = True
 
 
 def _as_dict(entry: TokenLogprobs) -> dict[int, Logprob]:

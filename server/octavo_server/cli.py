@@ -74,7 +74,10 @@ def octavo() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one sentence on standard error and exit code 2."""
+    """Run the command line.
+
+    A user's mistake is one sentence on standard error and exit code 2, and a lost device one and exit code 1.
+    """
     try:
         code = octavo.main(arguments, prog_name="octavo", standalone_mode=False)
     except click.ClickException as error:
@@ -82,18 +85,23 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-    except ValueError as error:
-        # OctavoError and BackendError are both ValueErrors; a ValueError of any other kind is a fault of the
-        # program.
-        if not _is_for_the_user(error) or logging.getLogger().isEnabledFor(logging.DEBUG):
+    except (ValueError, RuntimeError) as error:
+        code = _exit_code(error)
+        if code is None or logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         click.echo(f"octavo: {error}", err=True)
-        sys.exit(2)
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_for_the_user(error: ValueError) -> bool:
-    from octavo.backend.errors import BackendError
+def _exit_code(error: ValueError | RuntimeError) -> int | None:
+    """The code for an error whose sentence is for the user; None for a fault of the program."""
+    from octavo.backend.errors import BackendError, DeviceLostError
     from octavo.errors import OctavoError
 
-    return isinstance(error, OctavoError | BackendError)
+    match error:
+        case OctavoError() | BackendError():
+            return 2
+        case DeviceLostError():
+            return 1
+    return None

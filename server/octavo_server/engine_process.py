@@ -22,8 +22,9 @@ from pathlib import Path
 import zmq
 
 from octavo.backend.errors import BackendError
-from octavo.engine import Engine
+from octavo.engine import Engine, EngineDeadError
 from octavo.errors import InvalidRequestError, OctavoError, QueueFullError
+from octavo.loading import load_model
 from octavo.processor import EngineRequest
 from octavo_server.messages import (
     COMMANDS,
@@ -66,6 +67,10 @@ def main(directory: Path) -> int:
             return 1
         run(engine, inbox, events, pulse)
         return 0
+    except EngineDeadError as error:
+        logger.debug("The device was lost.", exc_info=True)
+        events.send(Fatal(str(error)))
+        return 1
     except Exception as error:
         logger.exception("The engine loop broke.")
         events.send(Fatal(f"The engine failed: {type(error).__name__}: {error}"))
@@ -134,8 +139,15 @@ def _build(inbox: Inbox, events: Events) -> Engine | None:
     start = inbox.get()
     if not isinstance(start, Start):
         raise RuntimeError(f"The first command must be Start, and was {type(start).__name__}.")
+
+    def progress(stage: str, fraction: float) -> None:
+        events.send(Loading(stage, fraction))
+
     try:
-        engine = Engine.from_config(start.config, lambda stage, fraction: events.send(Loading(stage, fraction)))
+        # And not Engine.from_config, which closes the device before it raises: that may wait for ever for a card that
+        # hangs, and the server would never be told. This process ends, which gives back all there is.
+        engine = Engine(load_model(start.config, progress), start.config)
+        engine.warm_up(progress)
     except (OctavoError, BackendError) as error:
         logger.debug("The engine could not be built.", exc_info=True)
         events.send(Failed(str(error), user_error=True))
@@ -168,6 +180,8 @@ def _add(engine: Engine, request: EngineRequest, events: Events) -> None:
         events.send(Rejected(request.request_id, Refusal.QUEUE_FULL, str(error)))
     except InvalidRequestError as error:
         events.send(Rejected(request.request_id, Refusal.INVALID, str(error), error.param, error.code))
+    except EngineDeadError:
+        raise
     except Exception as error:  # a request that breaks admission ends itself, not the engine
         logger.exception("Request %s could not be added.", request.request_id)
         events.send(Rejected(request.request_id, Refusal.ERROR, f"{type(error).__name__}: {error}"))

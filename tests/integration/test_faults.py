@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,14 +15,14 @@ from octavo.backend import DeviceLostError
 from octavo.engine import Engine, EngineDeadError
 from octavo.outputs import RequestUpdate
 
-FAULTY = Path(__file__).parents[1] / "fixtures" / "faulty_backend"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 POISON, DEATH = 42042, 43043  # as the plugin has them
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
-    monkeypatch.syspath_prepend(str(FAULTY))
+    monkeypatch.syspath_prepend(str(FIXTURES / "faulty_backend"))
     yield LLM("demo", backend="faulty", max_model_len=64, max_num_seqs=8, check_integrity=True)
     sys.modules.pop("octavo_faulty", None)
 
@@ -119,11 +121,88 @@ def test_a_device_that_is_lost_while_blocks_are_copied_ends_the_engine(
 
     monkeypatch.setattr(llm.engine._runner._device.ops, "copy_blocks", lost, raising=False)
     params = SamplingParams(temperature=1.0, n=3, seed=3, max_tokens=6, ignore_eos=True)
+    for result in llm.generate([[1, 2, 3], [4, 5, 6]], params):
+        assert result.error == "The device is lost: fell off the bus."
     with pytest.raises(EngineDeadError, match="fell off the bus"):
-        llm.generate([[1, 2, 3], [4, 5, 6]], params)
+        llm.engine.step()
 
 
 def test_a_lost_device_ends_the_engine_with_the_reason(engine: Engine) -> None:
     engine.add(engine.processor.process("last", [1, DEATH], GREEDY))
     with pytest.raises(EngineDeadError, match="fell off the bus"):
         _run(engine)
+
+
+def test_what_a_step_gained_before_the_device_was_lost_is_returned_first(engine: Engine) -> None:
+    for name, prompt in {"done": [1, 2], "poison": [POISON], "last": [1, DEATH]}.items():
+        engine.add(engine.processor.process(name, prompt, replace(GREEDY, max_tokens=1)))
+    gained = {update.request_id: update for update in engine.step()}  # the three together fail, and run one by one
+    assert set(gained) == {"done", "poison"}
+    assert (gained["done"].finished, gained["done"].error) == (True, None)
+    with pytest.raises(EngineDeadError, match="fell off the bus"):
+        engine.step()
+
+
+@pytest.fixture
+def open_lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LLM]]:
+    """Opens engines whose card is lost after so many steps. Nothing closes them: that waits for ever."""
+    monkeypatch.syspath_prepend(str(FIXTURES / "lost_backend"))
+
+    def open_lost(steps: int, **options: Any) -> LLM:
+        given = {"backend_options": {"steps": str(steps)}, "max_model_len": 64, "warm_up_seconds": 0, **options}
+        return LLM("demo", backend="lost", **given)
+
+    yield open_lost
+    sys.modules.pop("octavo_lost", None)
+
+
+def test_a_device_that_is_lost_costs_the_prompts_that_had_finished_nothing(open_lost: Callable[..., LLM]) -> None:
+    """Of the three, one has finished, one runs, and one has never been queued, for there is room for one."""
+    params = [replace(GREEDY, max_tokens=count) for count in (2, 9, 9)]
+    done, running, waiting = open_lost(steps=5, max_num_seqs=1, max_waiting=1).generate([[1, 2], [3, 4], [5]], params)
+    assert (done.error, done.finished, done.outputs[0].finish_reason) == (None, True, "length")
+    assert len(done.outputs[0].token_ids) == 2
+    for result, tokens in ((running, 3), (waiting, 0)):
+        assert (result.finished, result.outputs[0].finish_reason) == (True, "error")
+        assert result.error == "The device is lost: The card fell off the bus."
+        assert len(result.outputs[0].token_ids) == tokens
+
+
+def test_completions_that_had_finished_keep_their_reason_when_the_device_is_lost(
+    open_lost: Callable[..., LLM],
+) -> None:
+    params = replace(GREEDY, temperature=1.0, n=2, seed=1, max_tokens=9)
+    free = open_lost(steps=1000).generate([[1, 2]], params)[0]
+    stop = free.outputs[0].token_ids[1]
+    assert stop not in free.outputs[1].token_ids[:4]
+    llm = open_lost(steps=4)
+    (result,) = llm.generate([[1, 2]], replace(params, stop_token_ids=(stop,)))
+    assert [output.finish_reason for output in result.outputs] == ["stop", "error"]
+
+
+def test_a_dead_engine_says_why_at_every_call_and_asks_the_device_no_more(open_lost: Callable[..., LLM]) -> None:
+    llm = open_lost(steps=3)
+    engine, device = llm.engine, llm.engine._runner._device
+    (result,) = llm.generate([[1, 2]], GREEDY)
+    assert result.error is not None
+    assert device.asked == 1
+    request = engine.processor.process("late", [1], GREEDY)
+    for call in (engine.step, lambda: engine.add(request), lambda: llm.generate([[1]], GREEDY)):
+        with pytest.raises(EngineDeadError) as caught:
+            call()
+        assert str(caught.value) == result.error
+    assert device.asked == 1
+
+
+def test_a_device_that_is_lost_while_blocks_are_poisoned_ends_the_engine(
+    open_lost: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = open_lost(steps=1000, sanitize=True)
+    llm.generate([[1, 2]], GREEDY)
+
+    def lost(*_: object) -> None:
+        raise DeviceLostError("gone while poisoning")
+
+    monkeypatch.setattr(llm.engine._runner._device.ops, "write_kv", lost, raising=False)
+    llm.engine.reset_prefix_cache()
+    assert "gone while poisoning" in str(llm.generate([[1, 2]], GREEDY)[0].error)

@@ -22,6 +22,7 @@ from benchmarks.gpu.environment import MissingPackageError, wheels_for  # noqa: 
 from benchmarks.gpu.goals import goals  # noqa: E402
 from benchmarks.gpu.plan import PARTS, Part  # noqa: E402
 from benchmarks.gpu.supervise import PartResult, Result, run_part  # noqa: E402
+from benchmarks.gpu.verdict import NO_TIME, succeeded  # noqa: E402
 
 SUMMARY = {"count", "median", "p95", "smallest", "largest", "spread"}
 TIMED = {"seconds", "timed_by"}
@@ -31,7 +32,17 @@ RUN = {"seconds", "output_tokens", "output_tokens_per_second", "complete", "shor
 
 FIGURES: dict[str, set[str]] = {
     "facts": {"device", "arch", "driver", "kernel", "memory", "card", "versions", "runtime", "host"},
-    "conformance/quick": {"cases", "run", "complete", "passed", "failed", "levels", "failures", "report"},
+    "conformance/quick": {
+        "cases",
+        "run",
+        "complete",
+        "passed",
+        "failed",
+        "unavailable",
+        "levels",
+        "failures",
+        "report",
+    },
     "ceiling/copy": MEMORY,
     "ceiling/matrix": TIMED | {"flops", "flops_per_second", "of_matrix_rate", "size"},
     "decode/": BOTH,
@@ -184,6 +195,55 @@ def test_a_part_that_cannot_begin_says_why(tmp_path: Path) -> None:
     found = run_faulty(tmp_path, "raise RuntimeError('no driver')")
     assert list(found) == [""]
     assert "RuntimeError: no driver" in found[""].reason
+
+
+# ---------------------------------------------------------------------------------------------------------- exit code
+
+
+def record_of(*parts: PartResult) -> dict[str, Any]:
+    return make_document({"date": ""}, parts, dry=False)
+
+
+def conformance(part: str, failed: int = 0, run: int = 10, unavailable: int = 0) -> PartResult:
+    figures = {"cases": 10, "run": run, "complete": run == 10, "failed": failed, "unavailable": unavailable}
+    name = part.replace("-", "/")
+    return PartResult(part, results=[Result(name, "ok", figures=figures)])
+
+
+@pytest.mark.parametrize("part", ["conformance-quick", "conformance-whole"])
+def test_a_check_with_a_case_that_fails_does_not_succeed(part: str) -> None:
+    assert succeeded(record_of(conformance(part)))
+    assert not succeeded(record_of(conformance(part, failed=1)))
+    assert not succeeded(record_of(conformance(part, failed=1, run=4)))
+    assert not succeeded(record_of(conformance(part, unavailable=10))), "nothing has run on a device"
+
+
+def test_only_the_whole_suite_may_be_cut_when_time_is_over() -> None:
+    assert not succeeded(record_of(conformance("conformance-quick", run=9)))
+    assert succeeded(record_of(conformance("conformance-whole", run=9)))
+    for part, expected in (("conformance-whole", True), ("conformance-quick", False), ("serving", False)):
+        assert succeeded(record_of(PartResult(part, reason=NO_TIME))) is expected
+        assert succeeded(record_of(PartResult(part, results=[Result("any", "skipped")]))) is expected
+    assert not succeeded(record_of(PartResult("conformance-whole", reason="It crashed.")))
+
+
+@pytest.mark.parametrize("status", ["failed", "lost"])
+def test_a_measurement_that_did_not_end_well_is_no_success(status: str) -> None:
+    assert succeeded(record_of(PartResult("operations", results=[Result("one", "ok"), Result("peer", "absent")])))
+    assert not succeeded(record_of(PartResult("operations", results=[Result("one", "ok"), Result("two", status)])))
+    assert not succeeded(record_of(PartResult("conformance-whole", results=[Result("conformance/whole", status)])))
+
+
+def test_the_command_ends_as_the_verdict_says(tmp_path: Path) -> None:
+    """A backend that there is not: the suite has no device, and its measurement comes to its end all the same."""
+    output = tmp_path / "record.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--backend", "nowhere"]
+    command += ["--parts", "conformance-quick", "--output", str(output), "--site", str(tmp_path / "site")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (measured,) = json.loads(output.read_text())["measurements"]
+    assert measured["status"] == "ok", measured["reason"]
+    assert measured["figures"]["passed"] == 0
+    assert ended.returncode == 1
 
 
 # -------------------------------------------------------------------------------------------------------- environment

@@ -42,9 +42,12 @@ def test_backends_says_what_is_missing(backends: dict[str, Any], backend: str) -
     found = backends[backend]
     assert not found["available"]
     assert hardware in found["reason"]
+    assert "Install the driver, or choose another backend (--backend cpu)." in found["reason"]
     if torch.version.cuda is torch.version.hip is None:
         assert f"torch {torch.__version__} is a build for the CPU only, not for {toolkit}." in found["reason"]
-        assert "pip install torch" in found["remedy"]
+        assert found["remedy"] == (
+            f"pip uninstall torch, then install torch for {toolkit}, as https://pytorch.org/get-started/locally says"
+        )
     assert [kernel["name"] for kernel in found["kernels"]][:2] == ["triton", "torch"]
     assert not any(kernel["available"] or kernel["selected"] for kernel in found["kernels"])
     assert found["priority"] == 100
@@ -69,3 +72,12 @@ def test_the_interpreter_is_offered_and_chosen_only_by_name() -> None:
         assert found[backend]["priority"] == 0
         assert "interpreter" in found[backend]["reason"]
     assert "cpu: available, chosen by --backend auto" in octavo("backends", TRITON_INTERPRET="1").stdout
+
+
+def test_the_interpreter_refuses_a_vendors_own_kernel_with_the_reason() -> None:
+    pytest.importorskip("triton")
+    ended = octavo("check", "--backend", "rocm", "--kernel", "aiter", TRITON_INTERPRET="true")
+    assert ended.returncode != 0
+    said = " ".join((ended.stdout + ended.stderr).split())
+    assert "Kernel 'aiter' of backend 'rocm' is not available here: The interpreter runs Triton's kernels only" in said
+    assert "unset TRITON_INTERPRET" in said

@@ -55,6 +55,10 @@ class CpuDevice(TorchDevice):
                 f"Backend 'cpu' runs a model on one device; tensor_parallel_size = {config.tensor_parallel_size} was "
                 "asked for, the largest that fits is 1."
             )
+        if config.options:
+            raise UnsupportedError(
+                f"Backend 'cpu' has no options of its own; {', '.join(config.options)} was asked for."
+            )
         if config.threads is not None:
             if config.threads < 1:
                 raise UnsupportedError(f"threads = {config.threads} was asked for; at least 1 is needed.")

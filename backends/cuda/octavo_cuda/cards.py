@@ -54,8 +54,7 @@ def _card(found: object) -> Card:
 REQUIREMENTS = Requirements(
     toolkit="cuda",
     toolkit_name="CUDA",
-    install_torch="pip install torch (the CUDA build)",
-    install_triton="pip install triton",
+    install="install torch for CUDA, as https://pytorch.org/get-started/locally says",
     hardware=missing_hardware,
     cards=cards,
     libraries=(Library("flashinfer", lambda: missing_module("flashinfer", "pip install flashinfer-python")),),

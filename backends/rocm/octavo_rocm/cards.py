@@ -46,8 +46,7 @@ def _card(found: object) -> Card:
 REQUIREMENTS = Requirements(
     toolkit="hip",
     toolkit_name="ROCm",
-    install_torch="pip install torch (the ROCm build, from PyTorch's own index)",
-    install_triton="pip install pytorch-triton-rocm (from PyTorch's own index)",
+    install="install torch for ROCm, as https://pytorch.org/get-started/locally says",
     hardware=missing_hardware,
     cards=cards,
     libraries=(Library("aiter", missing_aiter),),

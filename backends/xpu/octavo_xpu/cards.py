@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from octavo_torch.gpu.host_compiler import CXX
 from octavo_torch.gpu.probe import Card, Library, Requirements
 
 INTEL = "0x8086"
@@ -52,9 +53,9 @@ def _card(found: object) -> Card:
 REQUIREMENTS = Requirements(
     toolkit="xpu",
     toolkit_name="XPU",
-    install_torch="pip install torch (the XPU build, from PyTorch's own index)",
-    install_triton="pip install pytorch-triton-xpu (from PyTorch's own index)",
+    install="install torch for XPU, as https://pytorch.org/get-started/locally says",
     hardware=missing_hardware,
     cards=cards,
     libraries=(Library("ipex", missing_ipex),),
+    compiler=CXX,
 )

@@ -55,6 +55,7 @@ def _figures(outcomes: list[Outcome], cases: int, report: str) -> dict[str, Any]
         "complete": len(outcomes) == cases,
         "passed": sum(outcome.verdict is Verdict.PASSED for outcome in outcomes),
         "failed": len(failed),
+        "unavailable": sum(outcome.verdict is Verdict.UNAVAILABLE for outcome in outcomes),
         "levels": {
             level.value: {
                 verdict.value: verdicts[level.value, verdict.value]

@@ -80,24 +80,26 @@ def generate(
 
 
 def _run(engine: Engine, request: EngineRequest, stream: bool) -> dict[str, object]:
-    """Run one request to its end. Raises click.ClickException when it fails inside the engine."""
+    """Run one request to its end. Raises click.ClickException when it fails inside the engine, and EngineDeadError."""
     started = time.monotonic()
     text: list[str] = []
     tokens: list[int] = []
     finish_reason: str | None = None
     engine.add(request)
-    while engine.has_work:
-        for update in engine.step():
-            if update.error is not None:
-                raise click.ClickException(update.error)
-            for sequence in update.sequences:
-                text.append(sequence.text)
-                tokens += sequence.token_ids
-                finish_reason = sequence.finish_reason or finish_reason
-                if stream:
-                    click.echo(sequence.text, nl=False)
-    if stream:
-        click.echo()
+    try:
+        while engine.has_work:
+            for update in engine.step():
+                if update.error is not None:
+                    raise click.ClickException(update.error)
+                for sequence in update.sequences:
+                    text.append(sequence.text)
+                    tokens += sequence.token_ids
+                    finish_reason = sequence.finish_reason or finish_reason
+                    if stream:
+                        click.echo(sequence.text, nl=False)
+    finally:
+        if stream:
+            click.echo()  # what went wrong is said on a line of its own
     return {
         "text": "".join(text),
         "token_ids": tokens,

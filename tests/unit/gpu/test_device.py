@@ -16,6 +16,7 @@ from octavo.backend import (
     DeviceOutOfMemoryError,
     DType,
     KVLayout,
+    MemoryInfo,
     UnsupportedError,
 )
 
@@ -31,6 +32,7 @@ EAGER = Bucket(0, 0, 0, 0, False)
 LOST = [
     "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported",
     "CUDA error: uncorrectable ECC error encountered",
+    "CUDA driver error: device not ready",
     "CUDA error: unspecified launch failure",
     "HIP error: the operation cannot be performed in the present state",
     "CUDA error: device-side assert triggered",
@@ -93,6 +95,30 @@ def test_closing_a_lost_card_raises_nothing(device: Any, runtime: Any, monkeypat
 
     monkeypatch.setattr(runtime, "trim", trim)
     device.close()
+
+
+def test_a_card_that_hangs_is_not_waited_for_once_more_when_it_is_closed(
+    run: Any, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched = []
+    monkeypatch.setattr(runtime, "trim", lambda: touched.append("trim"))
+    step = run.device.compile(failing(DeviceLostError("The card does not finish.")), EAGER)
+    with pytest.raises(DeviceLostError):
+        step(run.weights, run.kv, run.device.stage(run.make_inputs(0, run.board)))
+    run.device.close()
+    assert touched == []
+
+
+def test_a_card_whose_memory_others_hold_is_refused_in_one_sentence(
+    open_device: Any, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memory() -> MemoryInfo:
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA to enable assertions.")
+
+    monkeypatch.setattr(runtime, "memory", memory)
+    with pytest.raises(DeviceOutOfMemoryError, match=r"^Opening .*another process may hold it\.$") as caught:
+        open_device()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_kv_cache_beyond_the_cards_memory_is_refused_with_both_figures(device: Any, runtime: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +25,11 @@ def no_cards() -> Sequence[Card]:
     raise AssertionError("cards are looked for only where all else is in place")
 
 
+INSTALL = "install torch for CUDA"
 NEEDS = Requirements(
     toolkit="cuda",
     toolkit_name="CUDA",
-    install_torch="pip install torch (the CUDA build)",
-    install_triton="pip install triton",
+    install=INSTALL,
     hardware=lambda: "",
     cards=no_cards,
 )
@@ -50,6 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_up
 
 
+NO_DRIVER = "Install the driver, or choose another backend (--backend cpu)."
 CUDA_BUILD = TorchBuild("2.11.0+cu130", {"cuda": "13.0"})
 
 
@@ -57,7 +60,7 @@ def test_no_torch(machine: Any) -> None:
     machine(None)
     found = probe(NEEDS)
     assert (found.available, found.reason) == (False, "PyTorch is not installed.")
-    assert found.remedy == "pip install torch (the CUDA build)"
+    assert found.remedy == INSTALL
 
 
 @pytest.mark.parametrize(
@@ -72,21 +75,27 @@ def test_a_torch_for_something_else(machine: Any, build: TorchBuild, made_for: s
     machine(build)
     found = probe(NEEDS)
     assert found.reason == f"torch {build.version} is a build for {made_for}, not for CUDA."
-    assert found.remedy == "pip install torch (the CUDA build)"
+    assert found.remedy == f"pip uninstall torch, then {INSTALL}"
 
 
 def test_no_triton(machine: Any) -> None:
     machine(CUDA_BUILD, modules=())
     found = probe(NEEDS)
     assert found.reason == "Triton, the compiler of the kernels, is not installed."
-    assert found.remedy == "pip install triton"
+    assert found.remedy == INSTALL, "which brings the Triton that torch requires"
+
+
+def test_where_only_the_driver_is_missing_there_is_a_way_out(machine: Any) -> None:
+    machine(CUDA_BUILD)
+    found = probe(replace(NEEDS, hardware=lambda: "No driver."))
+    assert (found.reason, found.remedy) == (f"No driver. {NO_DRIVER}", "")
 
 
 def test_all_that_is_missing_is_said_at_once(machine: Any) -> None:
     machine(None, modules=())
     found = probe(replace(NEEDS, hardware=lambda: "No driver."))
-    assert found.reason.startswith("No driver. PyTorch is not installed. Triton")
-    assert found.remedy == "pip install torch (the CUDA build) && pip install triton"
+    assert found.reason.startswith(f"No driver. {NO_DRIVER} PyTorch is not installed. Triton")
+    assert found.remedy == INSTALL
     assert not any(kernel.available for kernel in found.kernels)
 
 
@@ -130,13 +139,83 @@ def test_a_machine_with_everything(machine: Any) -> None:
     assert all(kernel.available for kernel in probe(needs).kernels)
 
 
-def test_the_interpreter_is_available_and_says_what_it_is(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def programs(folder: Path, *names: str) -> str:
+    """A PATH of one folder with these programs."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch(mode=0o755)
+    return str(folder)
+
+
+@pytest.fixture
+def bare(machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with a card and torch, but no compiler and no headers of Python; the folder they would be in."""
+    machine(CUDA_BUILD)
+    for variable in ("CC", "CXX", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin"))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    return tmp_path
+
+
+WITH_A_CARD = replace(NEEDS, cards=lambda: [H200])
+
+
+def test_a_card_without_a_compiler_and_headers_is_not_available(bare: Path) -> None:
+    found = probe(WITH_A_CARD)
+    assert not found.available
+    assert "None of gcc, clang is on the PATH, and CC names none." in found.reason
+    assert f"There is no {bare / 'Python.h'}." in found.reason
+    assert found.remedy == "apt install gcc python3-dev"
+    assert not any(kernel.available for kernel in found.kernels)
+    (bare / "Python.h").touch()
+    assert probe(WITH_A_CARD).remedy == "apt install gcc"
+    programs(bare / "bin", "clang")
+    assert probe(WITH_A_CARD).available
+
+
+def test_a_compiler_that_is_named_goes_before_those_on_the_path(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs(bare / "bin", "gcc", "mine")
+    (bare / "more").mkdir()
+    (bare / "more" / "Python.h").touch()
+    monkeypatch.setenv("CPATH", f"{bare / 'none'}{os.pathsep}{bare / 'more'}")
+    monkeypatch.setenv("CC", "theirs")
+    assert "CC names 'theirs', which is not there." in probe(WITH_A_CARD).reason
+    monkeypatch.setenv("CC", "mine")
+    assert probe(WITH_A_CARD).available
+
+
+def test_intels_triton_needs_a_compiler_of_cpp(bare: Path) -> None:
+    from octavo_xpu.cards import REQUIREMENTS
+
+    (bare / "Python.h").touch()
+    programs(bare / "bin", "gcc")
+    needs = replace(WITH_A_CARD, compiler=REQUIREMENTS.compiler)
+    assert probe(needs).remedy == "apt install g++"
+    programs(bare / "bin", "g++")
+    assert probe(needs).available
+
+
+@pytest.mark.parametrize("value", ["1", "true", "TRUE", "yes", "on", "Y"])
+def test_the_interpreter_is_available_and_says_what_it_is(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     machine(None)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    found = probe(NEEDS)
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    found = probe(replace(NEEDS, libraries=(Library("flashinfer", lambda: ""),)))
     assert found.available
     assert "interpreter on the host, for tests" in found.reason
-    assert [kernel.name for kernel in found.kernels] == ["triton"]
+    kernels = {kernel.name: kernel for kernel in found.kernels}
+    assert [name for name, kernel in kernels.items() if kernel.available] == ["triton"]
+    assert set(kernels) == {"triton", "torch", "flashinfer"}
+    assert "unset TRITON_INTERPRET" in kernels["flashinfer"].reason
+
+
+@pytest.mark.parametrize("value", ["", "0", "1", "2", "t", "true", "On", "yes", "y", " 1", "false", "off"])
+def test_the_interpreter_is_on_where_triton_has_it_on(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert probing.interpreting() is knobs.runtime.interpret
 
 
 def test_torchs_build_is_read_from_its_files(tmp_path: Path) -> None:

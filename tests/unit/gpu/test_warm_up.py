@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.backend import KVCache, Step
 from octavo.backend.discovery import OpenedDevice
 from octavo_conformance.oracles.models import ModelSpec, tiny_model
+from octavo_torch.gpu.graphs import Recording
+from octavo_torch.gpu.uploads import Staged
 
 BUCKETS = 2 * 2 * 2  # 16 and 8 sequences, 16 and 8 blocks, greedy and random
 
@@ -42,11 +45,10 @@ def open_llm(
 
 
 class _Again:
-    memory = 0
-
     def __init__(self, runtime: Any, work: Callable[[], None]) -> None:
         if runtime.fail is not None:
             raise runtime.fail
+        self.memory = runtime.graph_memory
         runtime.recorded += 1
         self._runtime, self._work = runtime, work
         work()
@@ -83,7 +85,37 @@ def test_a_recording_that_does_not_fit_is_no_error_and_its_bucket_runs_without(
     runtime.fail = torch.OutOfMemoryError("Tried to allocate 2 GiB")
     with caplog.at_level(logging.WARNING):
         llm = open_llm(warm_up_seconds=600)
-    assert [record.name for record in caplog.records] == ["octavo_torch.gpu.graphs"]
-    assert "16 sequences and 16 blocks could not be recorded" in caplog.records[0].message
-    assert runtime.recorded == before  # the card had no room for one: none is tried after it
+    said = [record.getMessage() for record in caplog.records if record.name == "octavo_torch.gpu.graphs"]
+    assert ["16 sequences and 16 blocks" in said[0], "8 sequences and 16 blocks" in said[1]] == [True, True]
+    assert "a lower max_num_seqs or gpu_memory_utilization leaves room" in said[0]
+    assert len(said) == 2  # of each size one: where there is no room for a step, there is none for its like
+    assert runtime.recorded == before
     assert _tokens(llm) == expected
+
+
+def test_smaller_steps_are_recorded_where_the_largest_do_not_fit(
+    open_llm: Callable[..., LLM], runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Recording.make.__func__  # type: ignore[attr-defined]  # of a class method
+
+    def limited(cls: type[Recording], runtime: Any, step: Step, weights: Any, kv: KVCache, staged: Staged) -> Recording:
+        if staged.inputs.attention.block_tables.shape[0] > 8:
+            raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
+        made: Recording = make(cls, runtime, step, weights, kv, staged)
+        return made
+
+    monkeypatch.setattr(Recording, "make", classmethod(limited))
+    open_llm(warm_up_seconds=600)
+    assert runtime.recorded == BUCKETS / 2
+
+
+def test_recordings_that_no_request_uses_make_room_for_those_that_one_does(
+    open_llm: Callable[..., LLM], runtime: Any
+) -> None:
+    runtime.graph_memory = runtime.memory().total // 100  # three are the whole of what graphs may take
+    llm = open_llm(warm_up_seconds=600)
+    assert runtime.recorded == 3  # the largest ones
+    replayed = runtime.replayed
+    llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True))
+    assert runtime.recorded == 3 + 2  # of 8 blocks and then of 16
+    assert runtime.replayed - replayed > 50

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from octavo.backend import (
     ConcatenatedSource,
     DeviceConfig,
     DeviceInfo,
+    DeviceLostError,
     DeviceOutOfMemoryError,
     DType,
     KVCache,
@@ -58,7 +61,9 @@ class GpuDevice(TorchDevice):
         pool = PinnedPool(runtime)
         self._uploads = Uploads(runtime, pool, options.step_seconds)
         self._downloads = Downloads(runtime, pool, options.step_seconds)
-        budget = int(runtime.memory().total * options.graph_memory)
+        self._lost = False
+        with self._in_contract_words(f"Opening {runtime.properties.name}"):
+            budget = int(runtime.memory().total * options.graph_memory)
         self._graphs = GraphCache(budget)
         claimed, card = kernels.capabilities, runtime.properties
         self._records = claimed.graph_capture and runtime.records and options.graphs and budget > 0
@@ -77,26 +82,23 @@ class GpuDevice(TorchDevice):
     # ----------------------------------------------------------------------------------------------------- arrays
 
     def upload(self, host: np.ndarray[Any, Any]) -> torch.Tensor:
-        self._runtime.activate()
-        with in_contract_words(self._runtime, "An upload"):
+        with self._in_contract_words("An upload"):
             return self._uploads.upload(host)
 
     def download(self, array: Array) -> np.ndarray[Any, Any]:
-        self._runtime.activate()
-        with in_contract_words(self._runtime, "A download"):
+        with self._in_contract_words("A download"):
             return self._downloads.receive(array)
 
     def load(self, tensor: TensorSource, dtype: DType) -> torch.Tensor:
         """In chunks from the mapped file, converted on the card: the host never holds a copy of the whole."""
         self._runtime.activate()
         target = self._allocate(tensor.shape, dtype, self.torch_device, tensor.name)
-        with in_contract_words(self._runtime, f"Loading {tensor.name}"):
+        with self._in_contract_words(f"Loading {tensor.name}"):
             self._fill(target.view(-1), tensor)
         return target
 
     def prepare(self, weight: Weight, role: WeightRole) -> Weight:
-        self._runtime.activate()
-        with in_contract_words(self._runtime, f"Preparing a weight of role {role.value}"):
+        with self._in_contract_words(f"Preparing a weight of role {role.value}"):
             return self._kernels.prepare(weight, role)
 
     # --------------------------------------------------------------------------------------------------- KV cache
@@ -107,22 +109,20 @@ class GpuDevice(TorchDevice):
     def allocate_kv(self, layout: KVLayout, blocks: int) -> KVCache:
         self.check_kv(layout)
         self._check_head_size(layout.head_size)
-        self._runtime.activate()
         asked, free = blocks * self.kv_block_bytes(layout), self.memory().free
         if asked > free:
             raise DeviceOutOfMemoryError(f"A KV cache of {asked:,} bytes does not fit: {free:,} are free.")
-        with in_contract_words(self._runtime, f"A KV cache of {asked:,} bytes"):
+        with self._in_contract_words(f"A KV cache of {asked:,} bytes"):
             return self._kernels.allocate_kv(layout, blocks, self.torch_device)
 
     def memory(self) -> MemoryInfo:
-        self._runtime.activate()
-        return self._runtime.memory()
+        with self._in_contract_words("To say what is free"):
+            return self._runtime.memory()
 
     # ------------------------------------------------------------------------------------------------------ steps
 
     def stage(self, inputs: StepInputs) -> StepInputs:
-        self._runtime.activate()
-        with in_contract_words(self._runtime, "The upload of a step's inputs"):
+        with self._in_contract_words("The upload of a step's inputs"):
             return self._uploads.stage(self._kernels.plan(inputs))
 
     def compile(self, step: Step, bucket: Bucket) -> Step:
@@ -134,19 +134,31 @@ class GpuDevice(TorchDevice):
             inner = RecordedStep(step, bucket, self._runtime, self._graphs, self._uploads, self._downloads)
 
         def run(weights: Any, kv: KVCache, inputs: StepInputs) -> tuple[Any, KVCache]:
-            self._runtime.activate()
-            with torch.inference_mode(), in_contract_words(self._runtime, "A step"):
+            with torch.inference_mode(), self._in_contract_words("A step"):
                 return inner(weights, kv, inputs)
 
         return run
 
     def close(self) -> None:
+        if self._lost:
+            return  # it has nothing to give back, and a card that hangs would be waited for
         self._graphs.clear()
         self._runtime.activate()
         try:
             self._runtime.trim()
         except RuntimeError:
-            return  # a lost card has nothing to give back
+            return  # lost just now
+
+    @contextmanager
+    def _in_contract_words(self, doing: str) -> Iterator[None]:
+        """The card is the current one meanwhile, and it is remembered where it was lost."""
+        try:
+            with in_contract_words(self._runtime, doing):
+                self._runtime.activate()
+                yield
+        except DeviceLostError:
+            self._lost = True
+            raise
 
     def _check_head_size(self, asked: int) -> None:
         possible = self.info.capabilities.head_sizes

@@ -15,7 +15,9 @@ _FULL = ("out of memory", "out_of_device_memory", "out_of_host_memory", "_alloc_
 
 _FROM_A_DRIVER = (
     "cuda error",
+    "cuda driver error",
     "hip error",
+    "hip driver error",
     "triton error",
     "ur error",
     "ur_result_error",
@@ -46,13 +48,23 @@ def in_contract_words(runtime: Runtime, doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError and torch.AcceleratorError are ones
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or _any(_FULL, text):
+        if is_full(error):
             raise DeviceOutOfMemoryError(f"{doing} does not fit the device's memory: {_memory(runtime)}") from error
         if _any(_FROM_A_DRIVER, text) and not _any(_HARMLESS, text):
             raise DeviceLostError(
-                f"{doing} failed on the device, which cannot be used any more: {text.partition(chr(10))[0]}"
+                f"{doing} failed on the device, which cannot be used any more: {_first_line(error)}"
             ) from error
         raise
+
+
+def is_full(error: Exception) -> bool:
+    """Whether it says that the card's memory, or the host's for the driver, does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or _any(_FULL, str(error))
+
+
+def _first_line(error: Exception) -> str:
+    """What is the driver's own; torch adds advice for those who write kernels."""
+    return str(error).partition("\n")[0]
 
 
 def _any(parts: tuple[str, ...], text: str) -> bool:
@@ -64,5 +76,5 @@ def _memory(runtime: Runtime) -> str:
     try:
         memory = runtime.memory()
     except RuntimeError as error:  # a driver out of memory may not even answer this
-        return f"its driver does not say how much is free ({error})."
+        return f"its driver does not say how much is free ({_first_line(error)}); another process may hold it."
     return f"{memory.free:,} of {memory.total:,} bytes are free."

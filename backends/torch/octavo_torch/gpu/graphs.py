@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from octavo.backend import Bucket, KVCache, Step, StepInputs
 from octavo.backend.tree import flatten, unflatten
 from octavo_torch.gpu.downloads import Downloads, pack
+from octavo_torch.gpu.errors import is_full
 from octavo_torch.gpu.packing import NOTHING, Layout
 from octavo_torch.gpu.runtime import Graph, Runtime
 from octavo_torch.gpu.uploads import Staged, Uploads
@@ -21,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 IDLE = 1000
 """Steps after which a graph that was not replayed may make room for another."""
+
+IDLE_FROM_THE_START = 32
+"""The same for one that was never replayed but when it was recorded, as those of the warm-up that no request needs."""
 
 
 class RecordedStep:
@@ -43,7 +48,12 @@ class RecordedStep:
         form = staged.form
         key = self, form, self._cache.addresses(kv)
         recording = self._cache.use(key)
-        if recording is None and form in self._seen and form not in self._refused and self._cache.make_room():
+        if (
+            recording is None
+            and form in self._seen
+            and form not in self._refused
+            and self._cache.make_room(self._bucket)
+        ):
             recording = self._record(weights, kv, staged)
             if recording is None:
                 self._refused.add(form)
@@ -66,13 +76,19 @@ class RecordedStep:
                 return recording
             raise RuntimeError("it does not write its keys and values in place")
         except Exception as error:  # whatever it is, the step still runs without a graph
-            if isinstance(error, torch.OutOfMemoryError):
-                self._cache.budget = self._cache.spent  # the card has no room for more
+            more = ""
+            if is_full(error):
+                self._cache.most_sequences = self._bucket.sequences - 1
+                more = (
+                    ", and so do all of as many sequences or more; a lower max_num_seqs or gpu_memory_utilization "
+                    "leaves room for graphs"
+                )
             _log.warning(
                 "The decode step of %d sequences and %d blocks could not be recorded as a graph; it runs without one, "
-                "slower: %s: %s",
+                "slower%s: %s: %s",
                 self._bucket.sequences,
                 self._bucket.blocks,
+                more,
                 type(error).__name__,
                 str(error).partition("\n")[0],
             )
@@ -83,14 +99,18 @@ class GraphCache:
     """The recordings of one device, within a budget of its memory, in bytes.
 
     Once the budget is spent a new recording takes the place of the one that was not used for longest, if that has been
-    idle for IDLE steps. While all are in use the newcomer runs eagerly: recording costs as much as many steps, and a
-    cache that turns over would record all the time.
+    idle for IDLE steps, or for IDLE_FROM_THE_START if no step ever used it. While all are in use the newcomer runs
+    eagerly: recording costs as much as many steps, and a cache that turns over would record all the time.
+
+    most_sequences: of a step that may be recorded, once the card had no room for a larger one.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.spent = 0
-        self._recordings: OrderedDict[Hashable, tuple[Recording, int]] = OrderedDict()  # with the step of its last use
+        self.most_sequences: float = math.inf
+        # Each with the step of its last use, and after how many more it may be let go.
+        self._recordings: OrderedDict[Hashable, tuple[Recording, int, int]] = OrderedDict()
         self._step = 0
         self._kv: KVCache = ()
         self._addresses: tuple[int, ...] = ()
@@ -104,22 +124,24 @@ class GraphCache:
         found = self._recordings.pop(key, None)
         if found is None:
             return None
-        self._recordings[key] = found[0], self._step
+        self._recordings[key] = found[0], self._step, IDLE
         return found[0]
 
-    def make_room(self) -> bool:
-        """Whether one more may be recorded; lets go of an idle one if need be."""
+    def make_room(self, bucket: Bucket) -> bool:
+        """Whether a step of this bucket may be recorded; lets go of an idle one if need be."""
+        if bucket.sequences > self.most_sequences:
+            return False
         if self.spent < self.budget:
             return True
-        oldest = next(iter(self._recordings), None)
-        if oldest is None or self._step - self._recordings[oldest][1] < IDLE:
-            return False
-        del self._recordings[oldest]  # its memory stays in the graphs' pool, for the one that comes
-        return True
+        for key, (_, used, patience) in self._recordings.items():
+            if self._step - used >= patience:
+                del self._recordings[key]  # its memory stays in the graphs' pool, for the one that comes
+                return True
+        return False
 
     def add(self, key: Hashable, recording: Recording) -> None:
         self.spent += recording.graph.memory
-        self._recordings[key] = recording, self._step
+        self._recordings[key] = recording, self._step, IDLE_FROM_THE_START
 
     def addresses(self, kv: KVCache) -> tuple[int, ...]:
         """Where a KV cache lies: what was recorded on one cache writes into that one."""

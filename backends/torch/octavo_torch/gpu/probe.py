@@ -10,13 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from octavo.backend import Kernel, Probe
+from octavo_torch.gpu.host_compiler import C, HostCompiler
 
 INTERPRET = "TRITON_INTERPRET"
+
+_ON = ("1", "true", "yes", "on", "y")
+"""What Triton takes for a switch that is on, in letters of either case."""
+
+_NO_DRIVER = "Install the driver, or choose another backend (--backend cpu)."
+_INTERPRETER_ONLY = f"The interpreter runs Triton's kernels only; unset {INTERPRET} to run this one."
 
 
 def interpreting() -> bool:
     """Whether Triton runs its kernels in the interpreter, on the host."""
-    return os.environ.get(INTERPRET) == "1"
+    return os.environ.get(INTERPRET, "").lower() in _ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +50,19 @@ class Library:
 class Requirements:
     """What a vendor's backend needs.
 
-    toolkit: field of `torch.version` that a fitting build of torch has, and its name for people. install_torch,
-    install_triton: commands. hardware: what is missing before torch is asked, or "". cards: what torch sees; raises
-    RuntimeError with the driver's own words. libraries: other kernels.
+    toolkit: field of `torch.version` that a fitting build of torch has, and its name for people. install: how
+    to get that build, with the Triton that it requires. hardware: what is missing before torch is
+    asked, or "". cards: what torch sees; raises RuntimeError with the driver's own words. libraries: other kernels.
+    compiler: which Triton calls on the host.
     """
 
     toolkit: str
     toolkit_name: str
-    install_torch: str
-    install_triton: str
+    install: str
     hardware: Callable[[], str]
     cards: Callable[[], Sequence[Card]]
     libraries: tuple[Library, ...] = field(default=())
+    compiler: HostCompiler = C
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,25 +101,24 @@ def torch_build(location: Path | None = None) -> TorchBuild | None:
 def probe(needs: Requirements) -> Probe:
     """What would run here. Everything that is missing is named at once."""
     if interpreting():
-        reason = f"{INTERPRET}=1: the Triton kernels run in Triton's interpreter on the host, for tests"
-        kernels = (Kernel("triton", True, reason, selected=True),)
-        return Probe(True, f"{reason}; never chosen by itself.", kernels=kernels)
-    missing = [sentence for sentence in (needs.hardware(),) if sentence]
-    commands = []
+        return _interpreter(needs)
+    missing = []
+    command = ""
+    if lacks := needs.hardware():
+        missing += [lacks, _NO_DRIVER]
     build = torch_build()
     if build is None:
         missing.append("PyTorch is not installed.")
-        commands.append(needs.install_torch)
+        command = needs.install
     elif needs.toolkit not in build.toolkits:
         missing.append(f"torch {build.version} is a build for {build.made_for}, not for {needs.toolkit_name}.")
-        commands.append(needs.install_torch)
-    has_triton = importlib.util.find_spec("triton") is not None
-    if not has_triton:
+        command = f"pip uninstall torch, then {needs.install}"  # pip takes any build for the one that is asked for
+    if importlib.util.find_spec("triton") is None:
         missing.append("Triton, the compiler of the kernels, is not installed.")
-        commands.append(needs.install_triton)
+        command = command or needs.install
     if missing:
         reason = " ".join(missing)
-        return Probe(False, reason, " && ".join(commands), kernels=_kernels(needs, reason))
+        return Probe(False, reason, command, kernels=_kernels(needs, reason))
     assert build is not None
     try:
         cards = needs.cards()
@@ -124,6 +131,9 @@ def probe(needs: Requirements) -> Probe:
     devices = tuple(f"{card.name} ({card.arch})" for card in cards)
     if all(card.lacks for card in cards):
         return Probe(False, cards[0].lacks, devices=devices, kernels=_kernels(needs, cards[0].lacks))
+    lacks, command = needs.compiler.missing()
+    if lacks:
+        return Probe(False, lacks, command, devices=devices, kernels=_kernels(needs, lacks))
     count = f"{len(cards)} cards" if len(cards) > 1 else "a card"
     reason = f"torch {build.version} and {count}: {', '.join(devices)}; kernel triton would run"
     return Probe(True, reason, devices=devices, kernels=_kernels(needs, ""))
@@ -132,6 +142,13 @@ def probe(needs: Requirements) -> Probe:
 def missing_module(module: str, install: str) -> str:
     """A sentence where a module is not installed, or ""."""
     return "" if importlib.util.find_spec(module) is not None else f"{module} is not installed: {install}"
+
+
+def _interpreter(needs: Requirements) -> Probe:
+    reason = f"{INTERPRET} is set: the Triton kernels run in Triton's interpreter on the host, for tests"
+    others = ("torch", *(library.kernel for library in needs.libraries))
+    kernels = (Kernel("triton", True, reason, selected=True), *(Kernel(n, False, _INTERPRETER_ONLY) for n in others))
+    return Probe(True, f"{reason}; never chosen by itself.", kernels=kernels)
 
 
 def _kernels(needs: Requirements, why_not: str) -> tuple[Kernel, ...]:

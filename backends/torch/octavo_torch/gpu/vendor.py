@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from octavo.backend import BackendUnavailableError, DeviceConfig, UnsupportedError
 from octavo_torch.gpu.device import GpuDevice
+from octavo_torch.gpu.errors import in_contract_words
 from octavo_torch.gpu.host_runtime import HostRuntime
 from octavo_torch.gpu.kernel_cache import fingerprint, use_kernel_cache
 from octavo_torch.gpu.kernel_choice import KernelChoice, TorchKernels
@@ -65,7 +66,8 @@ def open_card(vendor: Vendor, config: DeviceConfig) -> GpuDevice:
         target = Target(vendor.generator, card.arch, card.warp_size, card.shared_memory, card.processors)
         notes = (use_kernel_cache(fingerprint(card.arch, (files("octavo_torch") / "kernels", vendor.tuning))),)
         runtime = TorchRuntime(vendor.kind, config.index, card)
-    runtime.activate()
+    with in_contract_words(runtime, f"Opening {runtime.properties.name}"):
+        runtime.activate()
     kernels = _kernels(vendor, config.kernel, target)
     return GpuDevice(vendor.backend, runtime, kernels, config, notes)
 

@@ -87,7 +87,13 @@ def test_the_kernels_share_the_thread_pool_of_torch_and_bring_no_second_one() ->
 
 
 @pytest.mark.parametrize(
-    "config", [DeviceConfig(index=1), DeviceConfig(tensor_parallel_size=2), DeviceConfig(threads=0)]
+    "config",
+    [
+        DeviceConfig(index=1),
+        DeviceConfig(tensor_parallel_size=2),
+        DeviceConfig(threads=0),
+        DeviceConfig(options={"graphs": "on"}),
+    ],
 )
 def test_what_one_host_cannot_be_is_refused(config: DeviceConfig) -> None:
     with pytest.raises(UnsupportedError):

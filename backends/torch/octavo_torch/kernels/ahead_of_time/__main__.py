@@ -14,6 +14,7 @@ import triton
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from octavo_torch.gpu.probe import interpreting
 from octavo_torch.kernels.ahead_of_time.budget import Budget, judge, renewed, stale
 from octavo_torch.kernels.ahead_of_time.build import Failure, FigureCache, Outcome, build
 from octavo_torch.kernels.ahead_of_time.plan import Entry, plan
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(options: argparse.Namespace, console: Console) -> int:
     """Plan, compile, judge, write. Returns the exit code; raises ValueError for what cannot be asked for."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreting():
         raise ValueError("With TRITON_INTERPRET=1 nothing can be compiled; unset it.")
     start = time.perf_counter()
     targets, kernels = _targets(options.target), _kernels(options.kernel)
