@@ -14,9 +14,6 @@ from octavo_conformance.hostile.garbage import garbage
 _SLOTS_PER_WRITE = 2048
 """Slots that garbage is written to in one call, which bounds its size."""
 
-_SLOTS_PER_READ = 256
-"""Sequences of one step of `read_values`: a slot each."""
-
 
 class HostileCache:
     """A KV cache as a request meets it that is not the first: each slot, the null block's too, holds NaN or large
@@ -75,16 +72,13 @@ class HostileCache:
         self.write(layer, k, v, batch.slots(sequence, np.arange(len(k))))
 
     def read_values(self, layer: int, slots: NDArray[np.int32] | Sequence[int]) -> np.ndarray:
-        """The values of slots [n, kv_heads, head_size], in the dtype of reading, whatever the cache holds.
+        """The values of slots [n, kv_heads, head_size], n at least 1, in the dtype of reading, whatever they hold.
 
         Attention over a window of one token is that token's value, whatever the query: softmax of one score is 1.
         """
-        wanted = np.asarray(slots, np.int32)
-        parts = [
-            self._read_values(layer, wanted[start : start + _SLOTS_PER_READ])
-            for start in range(0, len(wanted), _SLOTS_PER_READ)
-        ]
-        return np.concatenate(parts) if parts else self._read_values(layer, wanted)
+        size = self.layout.block_size
+        chunks = [Chunk(context=int(slot) % size + 1, queries=1) for slot in slots]
+        return self._read(layer, chunks, [(int(slot) // size,) for slot in slots])
 
     def read_blocks(self, layer: int, blocks: Sequence[int]) -> np.ndarray:
         """The values of all slots of blocks [len(blocks) * block_size, kv_heads, head_size], as `read_values`.
@@ -106,13 +100,6 @@ class HostileCache:
         """`copy_blocks`: block source[i] to target[i] in every layer."""
         indices = (self.device.upload(np.array(blocks, np.int32)) for blocks in (source, target))
         self.layers = list(self.device.ops.copy_blocks(self.layers, *indices))
-
-    def _read_values(self, layer: int, slots: NDArray[np.int32]) -> np.ndarray:
-        if len(slots) == 0:
-            return np.zeros((0, self.layout.kv_heads, self.layout.head_size), self.dtype.numpy)
-        block_size = self.layout.block_size
-        chunks = [Chunk(context=int(slot) % block_size + 1, queries=1) for slot in slots]
-        return self._read(layer, chunks, [(int(slot) // block_size,) for slot in slots])
 
     def _read(self, layer: int, chunks: Sequence[Chunk], tables: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Attention of every query over a window of its own token alone."""
