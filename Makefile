@@ -7,14 +7,14 @@ BACKEND ?= cpu
 GPU ?= cuda
 GPU_PYTHON ?= 3.12
 RESULTS = benchmarks/results/$(shell date -u +%F)
-ACCELERATORS := cuda rocm xpu
+ACCELERATORS := cuda rocm xpu xla
 PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml \
 	conformance/pyproject.toml $(ACCELERATORS:%=backends/%/pyproject.toml)
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*.cpp backends/cpu/octavo_cpu/native/*.h)
 
 .PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists kernels-check kernels-trial \
-	ipex-check spirv-check gpu-check gpu-bundle gpu-dry-run clean
+	ipex-check spirv-check xla-check torch-xla-check gpu-check gpu-bundle gpu-dry-run clean
 
 help:
 	@echo "make serve      serve a real model on http://127.0.0.1:8000 (MODEL=demo)"
@@ -29,6 +29,8 @@ help:
 	@echo "make kernels-trial  conformance on kernels that are wrong on purpose, under the interpreter: writes docs/kernels-trial.md"
 	@echo "make ipex-check  conformance of the xpu backend's IPEX kernel on its CPU platform: an environment of its own, 4 GB"
 	@echo "make spirv-check  every kernel compiled to SPIR-V for Intel's GPUs, by a Triton of its own"
+	@echo "make xla-check  the XLA backend: conformance on the host at every level, whole steps compiled for every TPU: an hour"
+	@echo "make torch-xla-check  conformance on torch-xla's own CPU platform: an environment of its own, 4 GB"
 	@echo "make gpu-check  conformance and benchmarks of GPU=cuda, on a machine that has one; make gpu-bundle packs what it lacks"
 	@echo "make gpu-dry-run  the same script on the CPU, with tiny shapes: that it runs to its end"
 	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
@@ -38,10 +40,12 @@ setup: $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/octavo serve $(MODEL)
 
-# Triton either compiles or interprets, for as long as a process lives: the kernels' tests have one of their own.
+# Triton either compiles or interprets, and jax has as many host devices as the first who asks: for as long as a process
+# lives. So the tests of both have one of their own.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
+	$(BIN)/python -m pytest -m "not slow" tests/xla
 
 kernels-check: $(VENV)/.dev
 	$(BIN)/python -m octavo_torch.kernels.ahead_of_time --table docs/kernels.md
@@ -57,8 +61,17 @@ spirv-check: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --pre --upgrade --target build/triton-xpu triton-xpu==3.3.0b1
 	PYTHONPATH=build/triton-xpu $(BIN)/python backends/xpu/spirv/check.py
 
+xla-check: $(VENV)/.dev
+	$(BIN)/octavo conformance run --backend xla --option host_devices=2 --jobs 2 --report conformance/reports/xla.json
+	$(BIN)/python -m pytest tests/xla
+	$(BIN)/python backends/xla/topologies
+
+torch-xla-check: $(VENV)/.dev
+	$(BIN)/python backends/xla/torch-xla/check.py --report conformance/reports/torch-xla.json
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow tests/xla
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

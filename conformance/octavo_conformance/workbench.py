@@ -20,6 +20,10 @@ class CaseFailure(AssertionError):  # noqa: N818  # it is what a case finds, not
     """The backend is wrong; the message says in what, by how much, and for which shapes."""
 
 
+class NotClaimed(Exception):  # noqa: N818  # no error either: the case does not apply
+    """The device does not do what the case needs, which only shows while it runs; the message says what."""
+
+
 class Workbench:
     """One case's view of the device under test.
 

@@ -120,7 +120,7 @@ class Engine:
         Before the first request; `from_config` does it. Raises BackendError where the device is lost: the engine can
         then only be closed.
         """
-        if self._runner.wants_warm_up and self._config.warm_up_seconds > 0:
+        if self.wants_warm_up and self._config.warm_up_seconds > 0:
             warm_up(self._runner, self.info, self._config.warm_up_seconds, progress)
 
     # ------------------------------------------------------------------------------------------------- the loop
@@ -181,6 +181,11 @@ class Engine:
         """Raises EngineDeadError once the device was lost; does not ask the device."""
         if self._death is not None:
             raise EngineDeadError(self._death)
+
+    @property
+    def wants_warm_up(self) -> bool:
+        """Whether steps are compiled or recorded when they are first run: the first of a kind is slow then."""
+        return self._runner.wants_warm_up
 
     @property
     def has_work(self) -> bool:

@@ -14,7 +14,7 @@ from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights
 from octavo.models.resolve import ModelFiles, resolve_model
 from octavo.models.tokenizer import Tokenizer, load_tokenizer
-from octavo.models.weights import load_weights, parameter_count
+from octavo.models.weights import check_shards, load_weights, parameter_count
 from octavo.planning import CachePlan, check_device, choose_dtype, choose_kv_dtype, plan_cache
 
 Progress = Callable[[str, float], None]
@@ -126,6 +126,7 @@ def _draft(config: EngineConfig, opened: OpenedDevice, progress: Progress | None
     model = DecoderConfig.from_hf(checkpoint.config)
     info = opened.device.info
     check_device(info, model)
+    check_shards(model, opened.device.collectives.size)
     dtype = choose_dtype(config, info, model.dtype)
     kv_dtype = choose_kv_dtype(config, info, dtype)
     weights_bytes = parameter_count(model) * dtype.itemsize // config.tensor_parallel_size

@@ -34,12 +34,13 @@ class PackedPlan:
 @dataclass(frozen=True, slots=True)
 class StepShape:
     """How large a step is, before padding: sequences, the tokens that each of them computes, the width of their block
-    tables.
+    tables; rows of logits, 0 for one a sequence.
     """
 
     sequences: int
     tokens: int
     blocks: int
+    rows: int = 0
 
     @property
     def decode_only(self) -> bool:

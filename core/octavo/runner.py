@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from operator import itemgetter
 from typing import cast
 
@@ -18,7 +19,7 @@ from octavo.backend.step import Feedback
 from octavo.backend.tree import flatten, tree_map, unflatten
 from octavo.models.config import DecoderConfig
 from octavo.models.decoder import DecoderWeights, hidden_states, logits
-from octavo.packing import Int32Array, PackedPlan, Packer, StepShape, padded, padded_size
+from octavo.packing import SMALLEST_BUCKET, Int32Array, PackedPlan, Packer, StepShape, padded, padded_size
 from octavo.planning import CachePlan
 from octavo.sampling.batch import RowSpec, SequenceSampling, build_inputs
 from octavo.sampling.inputs import SamplerFeatures, SamplerOutputs
@@ -84,8 +85,10 @@ class Runner:
         self._static = capabilities.static_shapes
         self._captures = capabilities.graph_capture
         self._steps: dict[Bucket, Step] = {}
+        self._made: dict[SamplerFeatures, Step] = {}  # one function for all sizes: a backend may share what it compiles
         self.asynchronous = capabilities.asynchronous
         self.pads_decodes = self._static or self._captures
+        self.pads_prefills = self._static
         self.wants_warm_up = self._captures or self.asynchronous  # an accelerator; on the host it would only cost time
         self._lanes = lanes
         self._last_tokens: Array | None = None  # the board; None before the first step that needs one
@@ -106,7 +109,8 @@ class Runner:
         pad = self._pads(shape.decode_only)
         packed = self._packer.rehearsal(shape, pad)
         spec = RowSpec(SequenceSampling(params, (), seed=0, vocab_size=self._model.vocab_size), (), position=0)
-        rows = [LogitRow((index + 1) * shape.tokens - 1, spec) for index in range(shape.sequences)]
+        lasts = [(index + 1) * shape.tokens - 1 for index in range(shape.sequences)]
+        rows = [LogitRow(last, spec) for last in islice(cycle(lasts), shape.rows or shape.sequences)]
         # A device may run the first step of a bucket as it is, which compiles its kernels, and record the second.
         for _ in range(2 if self._captures and shape.decode_only else 1):
             self.collect(self._launch(packed, rows, pad))
@@ -133,6 +137,7 @@ class Runner:
     def close(self) -> None:
         """Give back the KV cache, the weights and the device; the runner cannot be used any more."""
         self._steps.clear()
+        self._made.clear()
         self._kv = []
         self._last_tokens = None
         del self._weights
@@ -153,7 +158,7 @@ class Runner:
 
     def _launch(self, packed: PackedPlan, rows: Sequence[LogitRow], pad: bool) -> LaunchedStep:
         # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
-        num_rows = padded_size(max(1, len(rows)), pad)
+        num_rows = self._num_rows(max(1, len(rows)), packed, pad)
         sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
         inputs = StepInputs(
             packed.token_ids,
@@ -166,6 +171,18 @@ class Runner:
         outputs, self._kv = step(self._weights, self._kv, self._device.stage(inputs))
         self._last_tokens = outputs.last_tokens
         return LaunchedStep(outputs.sampled, len(rows))
+
+    def _num_rows(self, wanted: int, packed: PackedPlan, pad: bool) -> int:
+        """Rows of logits of a step. Each size is one more step to compile, so a padded step has one of few: of decodes,
+        a row for each token; of others, few rows, one for each lane, or one for each token (prompt_logprobs). A short
+        prompt with many completions (n) may have more rows than tokens.
+        """
+        if not pad:
+            return wanted
+        tokens, lanes = len(packed.token_ids), padded_size(self._lanes, pad)
+        few = tokens if packed.attention.decode_only else SMALLEST_BUCKET
+        sizes = (few, min(lanes, tokens), tokens, lanes, padded_size(wanted, pad))
+        return next(size for size in sizes if size >= wanted)
 
     def _feedback(self, lane_of_token: Int32Array | None, rows: Sequence[LogitRow]) -> Feedback | None:
         if lane_of_token is None:
@@ -187,7 +204,9 @@ class Runner:
 
     def _step(self, bucket: Bucket, features: SamplerFeatures) -> Step:
         if bucket not in self._steps:
-            self._steps[bucket] = self._device.compile(self._make_step(features), bucket)
+            if features not in self._made:
+                self._made[features] = self._make_step(features)
+            self._steps[bucket] = self._device.compile(self._made[features], bucket)
         return self._steps[bucket]
 
     def _make_step(self, features: SamplerFeatures) -> Step:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 
 from octavo.backend import BackendError, DeviceLostError
 from octavo.loading import EngineInfo, Progress
@@ -40,7 +42,7 @@ def warm_up(
     first used. A step that fails ends the warm-up with a sentence in the log: a request that needs it will be told, and
     others can be served. Raises BackendError where the device is lost.
     """
-    steps = list(rehearsals(info, runner.pads_decodes))
+    steps = list(rehearsals(info, runner.pads_decodes, runner.pads_prefills))
     started = clock()
     for number, (shape, params) in enumerate(steps):
         if number >= NEEDED_BY_ALL and clock() - started >= seconds:
@@ -75,15 +77,47 @@ def warm_up(
         progress(STAGE, 1.0)
 
 
-def rehearsals(info: EngineInfo, pads_decodes: bool) -> Iterator[tuple[StepShape, SamplingParams]]:
-    """The largest prefill, then decodes: each bucket, the largest first, or one size where a step has no bucket."""
-    prefill = min(info.max_num_batched_tokens, info.max_model_len)
-    yield StepShape(1, prefill, -(-prefill // info.block_size)), GREEDY
+def rehearsals(
+    info: EngineInfo, pads_decodes: bool, pads_prefills: bool = False
+) -> Iterator[tuple[StepShape, SamplingParams]]:
+    """The largest prefill, then decodes: each bucket, the largest first, or one size where a step has no bucket.
+
+    Where prefills are padded too, each of their sizes is compiled, and the largest decode comes before them all: a
+    device may take its tables as the largest that there will be.
+    """
+    decodes = _decodes(info, pads_decodes)
+    if not pads_prefills:
+        yield _prefill(info, 1, min(info.max_num_batched_tokens, info.max_model_len)), GREEDY
+        yield from decodes
+        return
+    prefills = _prefills(info)
+    for each in (islice(decodes, 1), islice(prefills, 1), decodes, prefills):
+        yield from each
+
+
+def _decodes(info: EngineInfo, pads: bool) -> Iterator[tuple[StepShape, SamplingParams]]:
     widest = -(-info.max_model_len // info.block_size)
-    for sequences in _buckets(info.max_num_seqs) if pads_decodes else (info.max_num_seqs,):
-        for blocks in _buckets(widest) if pads_decodes else (widest,):
+    for sequences in _buckets(info.max_num_seqs) if pads else (info.max_num_seqs,):
+        for blocks in _buckets(widest) if pads else (widest,):
             for params in (GREEDY, RANDOM):
                 yield StepShape(sequences, 1, blocks), params
+
+
+def _prefills(info: EngineInfo) -> Iterator[tuple[StepShape, SamplingParams]]:
+    """Each size, the largest first, of as few sequences as have so many tokens: with few rows of logits, and with as
+    many as there can be in a step of decodes beside a prefill.
+    """
+    most = min(info.max_num_batched_tokens, info.max_num_seqs * info.max_model_len)
+    for size in _buckets(most):
+        sequences = -(-min(size, most) // info.max_model_len)
+        shape = _prefill(info, sequences, min(size // sequences, info.max_model_len))
+        many = replace(shape, rows=min(size, info.max_num_seqs))
+        shapes = (shape, many) if many.rows > SMALLEST_BUCKET else (shape,)
+        yield from ((each, params) for each in shapes for params in (GREEDY, RANDOM))
+
+
+def _prefill(info: EngineInfo, sequences: int, tokens: int) -> StepShape:
+    return StepShape(sequences, tokens, -(-tokens // info.block_size))
 
 
 def _buckets(largest: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ from octavo.backend import Device, DeviceConfig, DType
 from octavo.backend.discovery import open_device
 from octavo.outputs import Logprob
 from octavo_conformance.case import Case
-from octavo_conformance.cases import contract, invariance, performance
+from octavo_conformance.cases import contract, engine, invariance, performance
 from octavo_conformance.cases.contract import shards
 from octavo_conformance.cases.invariance.token_runs import Completion, Request, check_same
 from octavo_conformance.running.execute import execute
@@ -39,7 +39,7 @@ def _case(cases: Sequence[Case], name: str) -> Case:
 def two_shards(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Outcome]:
     """Runs the case of two shards on a backend of the fixture."""
     monkeypatch.syspath_prepend(str(FIXTURES / "sharded_backend"))
-    # Both start at once: whether the first is a mesh shows soon enough here.
+    # Both start at once: whether the first is a mesh shows in what it answers.
     monkeypatch.setattr(shards, "_ALONE", 0.1)
     case = _case(list(contract.cases()), "contract/collectives/shards=2")
 
@@ -49,8 +49,8 @@ def two_shards(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Outcome]:
     return run
 
 
-@pytest.mark.parametrize("backend", ["sharded", "sharded-mesh"])
-def test_two_shards_that_agree_pass_as_processes_and_as_mesh(
+@pytest.mark.parametrize("backend", ["sharded", "sharded-mesh", "program"])
+def test_two_shards_that_agree_pass_as_processes_as_a_sharding_compiler_and_as_a_program_on_each(
     two_shards: Callable[[str], Outcome], backend: str
 ) -> None:
     outcome = two_shards(backend)
@@ -65,12 +65,35 @@ def test_two_shards_that_agree_pass_as_processes_and_as_mesh(
         ("sharded-broken", "the link is down"),
         ("sharded-unsharded", "load gave shard 0 of 2"),
         ("sharded-firsts", "(rank, size)"),
+        ("program-unsummed", "all_reduce, on a mesh: the result is wrong"),
+        ("program-blunt", "fused"),
+        ("program-second", "(rank, size) (1, 2)"),
     ],
 )
 def test_a_fault_between_two_shards_is_named(two_shards: Callable[[str], Outcome], backend: str, message: str) -> None:
     outcome = two_shards(backend)
     assert outcome.verdict is Verdict.FAILED
     assert message in outcome.reason, outcome.reason
+
+
+@pytest.mark.parametrize("backend", ["program", "sharded-mesh"])
+def test_a_model_that_a_mesh_shares_passes(two_shards: Callable[[str], Outcome], backend: str) -> None:
+    outcome = execute(_case(list(engine.cases()), "engine/tensor_parallel/shards=2"), _bench(backend))
+    assert outcome.verdict is Verdict.PASSED, outcome.reason
+
+
+@pytest.mark.parametrize("backend", ["program-unsummed", "program-blunt"])
+def test_a_model_that_a_faulty_mesh_shares_fails(two_shards: Callable[[str], Outcome], backend: str) -> None:
+    outcome = execute(_case(list(engine.cases()), "engine/tensor_parallel/shards=2"), _bench(backend))
+    assert outcome.verdict is Verdict.FAILED
+
+
+def test_shards_that_are_processes_are_unsupported_where_the_engine_has_one(
+    two_shards: Callable[[str], Outcome],
+) -> None:
+    outcome = execute(_case(list(engine.cases()), "engine/tensor_parallel/shards=2"), _bench("sharded"))
+    assert outcome.verdict is Verdict.UNSUPPORTED
+    assert "two processes" in outcome.reason
 
 
 def test_a_backend_of_one_shard_is_not_asked_for_two() -> None:

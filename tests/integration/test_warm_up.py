@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.backend import BackendError, DeviceLostError, DeviceOutOfMemoryError
+from octavo.backend import BackendError, Bucket, DeviceLostError, DeviceOutOfMemoryError, Step
 from octavo.backend.tree import flatten
 from octavo.engine import Engine
-from octavo.packing import StepShape
+from octavo.packing import StepShape, padded_size
 from octavo.warm_up import GREEDY, RANDOM, rehearsals, warm_up
 from octavo_conformance.oracles.models import ModelSpec, tiny_model
 
@@ -40,10 +41,13 @@ def open_llm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     opened: list[LLM] = []
 
     def open_llm(backend: str, **options: Any) -> LLM:
-        settings: dict[str, Any] = {"max_num_seqs": 12, "block_size": 4, "sanitize": True, **options}
+        settings: dict[str, Any] = {
+            "max_num_seqs": 12, "max_model_len": 100, "max_num_batched_tokens": 24, "block_size": 4, "sanitize": True,
+            **options,
+        }  # fmt: skip
         llm = LLM(
             tiny_model(ModelSpec("llama")).directory, backend=backend, dtype="float32", kv_cache_memory="1MiB",
-            max_model_len=100, max_num_batched_tokens=24, check_integrity=True, **settings,
+            check_integrity=True, **settings,
         )  # fmt: skip
         opened.append(llm)
         return llm
@@ -65,18 +69,44 @@ def _shapes(*blocks: int, sequences: int) -> list[tuple[StepShape, SamplingParam
 
 PREFILL = (StepShape(1, 24, 6), GREEDY)
 BUCKETS = _shapes(32, 16, 8, sequences=16) + _shapes(32, 16, 8, sequences=8)
+PREFILL_SIZES = [StepShape(1, 32, 8), StepShape(1, 32, 8, rows=12), StepShape(1, 16, 4), StepShape(1, 16, 4, rows=12)]
+LARGEST, *PADDED_PREFILLS = [
+    (shape, params) for shape in (*PREFILL_SIZES, StepShape(1, 8, 2)) for params in (GREEDY, RANDOM)
+]
+ALL_SIZES = [BUCKETS[0], LARGEST, *BUCKETS[1:], *PADDED_PREFILLS]
+
+
+def _rehearsals(llm: LLM) -> list[tuple[StepShape, SamplingParams]]:
+    runner = llm.engine._runner
+    return list(rehearsals(llm.engine.info, runner.pads_decodes, runner.pads_prefills))
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected"),
-    [("capturing", [PREFILL, *BUCKETS]), ("async-static", [PREFILL, *BUCKETS]),
-     ("async", [PREFILL, *_shapes(25, sequences=12)])],
-)  # fmt: skip
+    ("backend", "expected"), [("capturing", [PREFILL, *BUCKETS]), ("async", [PREFILL, *_shapes(25, sequences=12)])]
+)
 def test_the_largest_prefill_comes_first_and_then_decodes_from_the_largest_down(
     open_llm: Open, backend: str, expected: list[Any]
 ) -> None:
-    llm = open_llm(backend, warm_up_seconds=0)
-    assert list(rehearsals(llm.engine.info, llm.engine._runner.pads_decodes)) == expected
+    assert _rehearsals(open_llm(backend, warm_up_seconds=0)) == expected
+
+
+def test_on_a_static_device_the_largest_decode_comes_first_then_the_largest_prefill_and_in_the_end_every_size(
+    open_llm: Open,
+) -> None:
+    assert _rehearsals(open_llm("async-static", warm_up_seconds=0)) == ALL_SIZES
+
+
+@pytest.mark.parametrize(("longest", "tokens", "sequences"), [(100, 24, 12), (20, 64, 12), (33, 65, 9), (9, 100, 3)])
+def test_on_a_static_device_prefills_are_rehearsed_up_to_the_most_tokens_of_a_step(
+    open_llm: Open, longest: int, tokens: int, sequences: int
+) -> None:
+    options = {"max_model_len": longest, "max_num_batched_tokens": tokens, "max_num_seqs": sequences}
+    llm = open_llm("async-static", warm_up_seconds=0, **options)
+    shapes = [shape for shape, _ in _rehearsals(llm) if not shape.decode_only]
+    assert all(shape.tokens <= longest and shape.sequences <= sequences for shape in shapes)
+    largest = padded_size(min(tokens, longest * sequences), True)
+    sizes = {padded_size(shape.sequences * shape.tokens, True) for shape in shapes}
+    assert sizes == {size for size in (8, 16, 32, 64, 128) if size <= largest}
 
 
 @pytest.mark.parametrize("backend", ["async", "async-static", "capturing"])
@@ -114,11 +144,55 @@ def test_what_was_warmed_up_is_not_compiled_again(open_llm: Open) -> None:
     assert [bucket.decode_only for bucket in buckets[1 + len(BUCKETS) :]] == [False]
 
 
+Programs = set[tuple[object, ...]]
+
+
+@pytest.fixture
+def programs(open_llm: Open, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """What `async-static` would compile if it had a program for each step function, number of tokens and of rows, with
+    block tables as large as the largest so far.
+    """
+    kind, found, tables = import_module("octavo_async").AsyncDevice, set(), [0, 0]
+    original = kind.compile
+
+    def compile_recorded(device: Any, step: Step, bucket: Bucket) -> Step:
+        run = original(device, step, bucket)
+
+        def recorded(*args: Any) -> Any:
+            tables[:] = map(max, tables, (bucket.sequences, bucket.blocks))
+            found.add((step, bucket.tokens, bucket.rows, bucket.decode_only, *tables))
+            return run(*args)
+
+        return recorded
+
+    monkeypatch.setattr(kind, "compile", compile_recorded)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_seqs": 8}, {"max_model_len": 20, "max_num_batched_tokens": 64}])
+def test_after_a_full_warm_up_a_static_device_compiles_nothing_for_prefills_mixed_with_decodes(
+    open_llm: Open, programs: Programs, options: dict[str, int]
+) -> None:
+    llm = open_llm("async-static", warm_up_seconds=1000, **options)
+    warm = set(programs)
+    rng = np.random.default_rng(0)
+    for temperatures in ((0.0,), (1.0,), (0.0, 1.0)):
+        prompts = [rng.integers(0, 256, length).tolist() for length in rng.integers(1, 9, 30)]
+        params = [
+            SamplingParams(temperature=temperatures[index % len(temperatures)], max_tokens=length, ignore_eos=True)
+            for index, length in enumerate(rng.integers(4, 12, 30).tolist())
+        ]
+        llm.generate(prompts, params)
+    met = {(bucket.tokens, bucket.decode_only) for bucket in llm.engine._runner._steps}
+    assert met >= {(8, True), (8, False), (16, False), (32, False)}
+    assert programs == warm
+
+
 def test_a_decode_is_run_twice_where_the_second_run_is_recorded_and_once_elsewhere(
     open_llm: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asynchronous = open_llm("async-static")
-    assert _device(asynchronous).steps == 1 + len(BUCKETS)
+    assert _device(asynchronous).steps == len(ALL_SIZES)
     capturing = open_llm("capturing", warm_up_seconds=0)
     staged = []
     stage = _device(capturing).stage
@@ -141,7 +215,7 @@ def test_every_array_of_a_rehearsal_is_int32_and_its_sampler_is_the_plain_one(op
         assert set(inputs.feedback.row_of_lane.tolist()) == {-1}
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(1.0, 2), (25.0, 4), (55.0, 7), (1000.0, 1 + len(BUCKETS))])
+@pytest.mark.parametrize(("seconds", "runs"), [(1.0, 2), (25.0, 4), (55.0, 7), (1000.0, len(ALL_SIZES))])
 def test_no_rehearsal_begins_after_its_time_but_the_first_two(open_llm: Open, seconds: float, runs: int) -> None:
     llm = open_llm("async-static", warm_up_seconds=0)
     told: list[float] = []

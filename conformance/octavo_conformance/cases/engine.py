@@ -7,19 +7,20 @@ the logprob that was reported with it, which shows what a choice among many woul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from octavo import LLM, SamplingParams
-from octavo.backend import DType
+from octavo.backend import DType, UnsupportedError
 from octavo.llm import OutputCollector
 from octavo.outputs import RequestOutput
 from octavo_conformance.case import Case, Needs
 from octavo_conformance.hostile.engine import check_logprobs, check_results, near_tie, open_llm
 from octavo_conformance.oracles.models import EOS, VARIANTS, VOCABULARY, ModelSpec, TinyModel, tiny_model
-from octavo_conformance.workbench import PRECISE, Workbench
+from octavo_conformance.workbench import PRECISE, NotClaimed, Workbench
 
 Prompts = Sequence[Sequence[int]]
 
@@ -50,6 +51,7 @@ def cases() -> Iterator[Case]:
     yield _case("logits/penalties", _penalties)
     yield _case("stop/eos", _stops)
     yield _case("reopen/closed", _reopen)
+    yield _case("tensor_parallel/shards=2", _two_shards, Needs(shards=2))
 
 
 def _case(
@@ -315,6 +317,24 @@ def _reopen(bench: Workbench) -> None:
         model = _model(bench, family)
         with open_llm(bench, model, room=room * span) as llm:
             _generate(bench, model, llm, _prompts(bench, (span, 2 * span + 1)), _greedy(6))
+
+
+def _two_shards(bench: Workbench) -> None:
+    """A model that two shards share, where both are in one process: a mesh. Its heads are split and its vocabulary is
+    not, which is odd.
+    """
+    try:
+        device = bench.open(replace(bench.config, tensor_parallel_size=2))
+    except UnsupportedError as error:
+        raise NotClaimed(f"two shards in one process are not possible: {error}") from error
+    device.close()
+    span = _span(bench)
+    model = _model(bench, "llama", "tied")
+    prompts = _prompts(bench, (1, span - 1, span, 2 * span + 1, 5))
+    with open_llm(bench, model, room=48 * span, tensor_parallel_size=2, max_num_batched_tokens=64) as llm:
+        _generate(bench, model, llm, prompts, _greedy(12))
+        siblings = _params(n=3, temperature=1.0, seed=5, max_tokens=span + 2)  # blocks are copied on each shard
+        _generate(bench, model, llm, prompts, siblings, greedy=False)
 
 
 # ------------------------------------------------------------------------------------------------------ ingredients

@@ -8,7 +8,7 @@ import warnings
 from octavo_conformance.case import Case
 from octavo_conformance.raised import raised, said, shortened
 from octavo_conformance.verdict import Outcome, Verdict
-from octavo_conformance.workbench import CaseFailure, Workbench
+from octavo_conformance.workbench import CaseFailure, NotClaimed, Workbench
 
 
 def execute(case: Case, bench: Workbench) -> Outcome:
@@ -22,6 +22,8 @@ def execute(case: Case, bench: Workbench) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a case overflows on purpose, and libraries warn of it
             case.run(mine)
+    except NotClaimed as missing:
+        return Outcome(case.id, Verdict.UNSUPPORTED, shortened(said(missing)), seconds=time.perf_counter() - start)
     except CaseFailure as failure:
         reason = shortened(said(failure))
     except Exception as error:

@@ -166,11 +166,12 @@ class Device(ABC):
         """(optional) Make a step fast for one bucket: capture a graph, or trace and donate the KV cache.
 
         Called once a bucket; the runner keeps the result and always calls it with the same weights, the KV cache that
-        the step before returned, and inputs whose arrays have the bucket's shapes. What it returns stays valid until it
-        is downloaded, also when the step runs again before that: a replayed graph copies its outputs. A step that fails
-        leaves the KV cache usable, or raises DeviceLostError (donated buffers may be gone). Fields of the
-        arguments may be added later, so capture and trace whatever `tree.flatten` gives. The default runs the step as
-        it is.
+        the step before returned, and inputs whose arrays have the bucket's shapes. Buckets that differ in sizes alone
+        come with one and the same `step`, so that a backend may share what it compiled between them. What it returns
+        stays valid until it is downloaded, also when the step runs again before that: a replayed graph copies its
+        outputs. A step that fails leaves the KV cache usable, or raises DeviceLostError (donated buffers may be gone).
+        Fields of the arguments may be added later, so capture and trace whatever `tree.flatten` gives. The default runs
+        the step as it is.
 
         On an asynchronous device the compiled step may return before its work is done, as long as all work is done in
         the order of the calls: steps, and what core calls between them (`copy_blocks`, `write_kv`, uploads). The

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 from octavo.backend.device import Device
 from octavo.backend.dtype import DType
@@ -91,7 +91,7 @@ def load_weights(
     anything is loaded, and for a number of shards that the heads do not divide into; DeviceOutOfMemoryError.
     """
     _check_tensors(config, checkpoint)
-    _check_shards(config, device.collectives.size)
+    check_shards(config, device.collectives.size)
     loader = _Loader(checkpoint, device, dtype)
     tied = config.tied_embeddings
     embedding = loader.matrix([_EMBEDDING], None, WeightRole.TIED_EMBEDDING if tied else WeightRole.EMBEDDING)
@@ -209,10 +209,20 @@ def _and_more(names: list[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _check_shards(config: DecoderConfig, size: int) -> None:
-    if config.kv_heads % size:
-        fits = [n for n in range(1, size) if config.kv_heads % n == 0]
+def check_shards(config: DecoderConfig, size: int) -> None:
+    """Raises ModelError where the model does not divide among so many shards, with what does not and the sizes that
+    would do.
+    """
+    split = {
+        f"{config.kv_heads} key/value heads": config.kv_heads,
+        f"an inner size of {config.intermediate_size}": config.intermediate_size,
+    }
+    if not config.tied_embeddings:
+        split[f"a vocabulary of {config.vocab_size}"] = config.vocab_size
+    if uneven := [name for name, length in split.items() if length % size]:
+        common = gcd(*split.values())
+        fits = [str(number) for number in range(1, common + 1) if common % number == 0]
         raise ModelError(
-            f"{config.kv_heads} key/value heads do not divide among {size} shards; the largest number "
-            f"that fits is {fits[-1]}."
+            f"The model does not divide among {size} shards: it has {' and '.join(uneven)}. A tensor_parallel_size of "
+            f"{' or '.join(fits)} would do."
         )

@@ -70,8 +70,8 @@ def _workload(function: Callable[..., Any]) -> Callable[..., Any]:
 @_number("--repeat", 1, "Passes; medians are reported.")
 @click.option(
     "--versus",
-    type=click.Choice(["transformers"]),
-    help="Run a peer on the same token ids, taking turns with octavo.",
+    metavar="transformers|BACKEND",
+    help="Run a peer, or another backend, on the same token ids, taking turns.",
 )
 @engine_options
 def throughput(

@@ -97,8 +97,12 @@ def run_steps(engine: Engine, requests: Sequence[EngineRequest]) -> Iterator[Ste
 
 
 def warm_up(engine: Engine, requests: Sequence[EngineRequest]) -> None:
-    """Touch the weights, start the threads, compile what is compiled; leaves no cached prefix behind."""
-    first = [replace(request, params=replace(request.params, max_tokens=2)) for request in requests[:2]]
-    for _ in run_steps(engine, first):
+    """Touch the weights, start the threads, compile what is compiled; leaves no cached prefix behind.
+
+    Where steps are compiled that is a whole pass: it meets every size that the measured ones will.
+    """
+    if not engine.wants_warm_up:
+        requests = [replace(request, params=replace(request.params, max_tokens=2)) for request in requests[:2]]
+    for _ in run_steps(engine, requests):
         pass
     engine.reset_prefix_cache()

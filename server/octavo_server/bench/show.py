@@ -61,16 +61,7 @@ def _throughput(result: dict[str, Any]) -> list[Table]:
     table.add_column("")
     table.add_column("octavo", justify="right")
     own = results["octavo"]
-    rows = [
-        ("output tokens/s", _of(own["output_tokens_per_second"], "{:.1f}")),
-        ("total tokens/s", _of(own["total_tokens_per_second"], "{:.1f}")),
-        ("seconds", _of(own["seconds"], "{:.1f}")),
-        ("steps", str(own["steps"])),
-        ("sequences a step", f"{own['mean_batch']:.1f}"),
-        ("bytes read/s", _of(own["bytes_read_per_second"], "{:.1f} GB", 1e-9)),
-        ("KV waste", f"{own['kv_waste']:.2%}"),
-        ("threads", str(result["engine"]["threads"])),
-    ]
+    rows = [*_own_rows(own), ("threads", str(result["engine"]["threads"]))]
     theirs: dict[str, list[str]] = {}
     if peer is not None:
         for size, each in peer["batch_sizes"].items():
@@ -83,13 +74,28 @@ def _throughput(result: dict[str, Any]) -> list[Table]:
             ):
                 theirs.setdefault(label, []).append(_of(each[key], "{:.1f}"))
             theirs.setdefault("threads", []).append(str(peer["threads"]))
+    if (other := results.get("versus")) is not None:
+        table.add_column(f"{other['engine']['backend']} *", justify="right")
+        theirs = {label: [value] for label, value in _own_rows(other)}
     for label, value in rows:
         table.add_row(label, value, *theirs.get(label, []))
-    if peer is not None:
+    if "ratio" in results:
         table.add_section()
         table.add_row("ratio to *", _of(results["ratio"], "{:.2f}"))
         table.add_row("same tokens as *", f"{results['identical_requests']} of {workload['num_requests']} requests")
     return [table]
+
+
+def _own_rows(own: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("output tokens/s", _of(own["output_tokens_per_second"], "{:.1f}")),
+        ("total tokens/s", _of(own["total_tokens_per_second"], "{:.1f}")),
+        ("seconds", _of(own["seconds"], "{:.1f}")),
+        ("steps", str(own["steps"])),
+        ("sequences a step", f"{own['mean_batch']:.1f}"),
+        ("bytes read/s", _of(own["bytes_read_per_second"], "{:.1f} GB", 1e-9)),
+        ("KV waste", f"{own['kv_waste']:.2%}"),
+    ]
 
 
 def _latency(result: dict[str, Any]) -> list[Table]:

@@ -1,21 +1,26 @@
-"""Output tokens per second on a mixed workload, beside a peer on the same token ids in the same run."""
+"""Output tokens per second on a mixed workload, beside a peer or another backend on the same token ids in one run."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from octavo.backend.discovery import discover
 from octavo.config import EngineConfig
 from octavo.engine import Engine
 from octavo.loading import EngineInfo
 from octavo.models.resolve import resolve_model
 from octavo.processor import EngineRequest
 from octavo_server.bench.drive import engine_requests, load, run_steps, warm_up, workload_for
-from octavo_server.bench.facts import record, threads_of
+from octavo_server.bench.facts import engine_facts, record, threads_of
 from octavo_server.bench.peer import PeerRun, TransformersPeer
 from octavo_server.bench.show import stage
 from octavo_server.bench.summary import Summary
 from octavo_server.bench.workload import Lengths, Workload
+
+TRANSFORMERS = "transformers"
+"""The peer that is no backend of Octavo."""
 
 BATCH_SIZES = (8, 32)
 """Static batches the peer is tried with; the better one counts."""
@@ -43,19 +48,56 @@ def measure(
     repeat: int,
     versus: str | None,
 ) -> dict[str, object]:
-    """The record of `octavo bench throughput`; passes of engine and peer take turns. Raises BenchError."""
+    """The record of `octavo bench throughput`; passes of engine and peer take turns.
+
+    versus: "transformers", or the name of another backend. Raises BenchError, or BackendError for that backend.
+    """
+    if versus not in (None, TRANSFORMERS):
+        discover().named(str(versus))  # before a model is loaded for minutes
     threads = threads_of(config)
     engine = Engine(load(config), config)
     workload = workload_for(engine, num_requests, prompts, outputs, config.seed)
     requests = engine_requests(engine, workload)
     warm_up(engine, requests)
+    compared: dict[str, object] = {}
     if versus is None:
         runs = [run(engine, requests) for _ in range(repeat)]
-        compared: dict[str, object] = {}
-    else:
+    elif versus == TRANSFORMERS:
         runs, compared = _beside_transformers(engine, requests, workload, config.model, threads, repeat)
+    else:
+        # Named options are the first backend's own: a kernel, say, that the other one does not have.
+        other = replace(config, backend=versus, kernel="auto", backend_options={})
+        runs, compared = _beside_backend(engine, requests, workload, other, repeat)
     results = {"octavo": octavo_results(engine.info, workload, runs), **compared}
     return record("throughput", engine.info, threads, workload.describe(), results)
+
+
+def _beside_backend(
+    engine: Engine, requests: list[EngineRequest], workload: Workload, config: EngineConfig, repeat: int
+) -> tuple[list[Run], dict[str, object]]:
+    """Passes of the engine, and the results of one on another backend; both are loaded all the time."""
+    other = Engine(load(config), config)
+    try:
+        warm_up(other, requests)
+        runs: list[Run] = []
+        others: list[Run] = []
+        for number in range(1, repeat + 1):
+            for each, taken in ((engine, runs), (other, others)):
+                stage(f"pass {number} of {repeat}: {each.info.backend}")
+                taken.append(run(each, requests))
+        return runs, {
+            "versus": {"engine": engine_facts(other.info), **octavo_results(other.info, workload, others)},
+            "ratio": Summary.of(
+                [theirs.seconds / own.seconds for own, theirs in zip(runs, others, strict=True)]
+            ).as_data(),
+            "identical_requests": _identical(runs[0].outputs, others[0].outputs),
+        }
+    finally:
+        other.close()
+
+
+def _identical(outputs: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:
+    return sum(own == other for own, other in zip(outputs, others, strict=True))
 
 
 def _beside_transformers(
@@ -78,9 +120,7 @@ def _beside_transformers(
     return runs, {
         "transformers": {**facts, "batch_sizes": {str(size): sizes[size] for size in sizes}, "best_batch_size": best},
         "ratio": Summary.of([peer.seconds / own.seconds for own, peer in pairs]).as_data(),
-        "identical_requests": sum(
-            own == other for own, other in zip(runs[0].outputs, passes[best][0].outputs, strict=True)
-        ),
+        "identical_requests": _identical(runs[0].outputs, passes[best][0].outputs),
     }
 
 

@@ -98,6 +98,13 @@ def test_peer_generates_the_same_tokens_from_the_same_ids() -> None:
     assert results["ratio"]["median"] > 0
 
 
+def test_another_backend_runs_the_same_token_ids_in_the_same_run() -> None:
+    results = _run("throughput", "demo", *SMALL, "--versus", "cpu")["results"]
+    assert results["identical_requests"] == 2
+    assert results["versus"]["engine"]["backend"] == "cpu"
+    assert results["ratio"]["median"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -108,6 +115,7 @@ def test_peer_generates_the_same_tokens_from_the_same_ids() -> None:
         (["latency", "--max-num-seqs", "4"], "max_num_seqs allows 4"),
         (["throughput", "--max-model-len", "100"], "the context of this model here is 100"),
         (["throughput", "--backend", "abacus"], "abacus"),
+        (["throughput", "--versus", "abacus"], "There is no backend 'abacus'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(arguments: list[str], sentence: str) -> None:

@@ -21,7 +21,7 @@ from octavo_conformance.case import Case, Needs
 from octavo_conformance.running import shard
 from octavo_conformance.workbench import CaseFailure, Workbench
 
-_SHARDS = 2
+_SHARDS = shard.SHARDS
 
 _ALONE = 10.0
 """Seconds after which a first shard that says nothing is waiting for the second. A mesh of devices needs no second."""
@@ -55,39 +55,60 @@ def _one_shard(bench: Workbench) -> None:
 
 
 def _two_shards(bench: Workbench) -> None:
+    """One step that all shards run, be they processes or the devices of a mesh. On a mesh the suite's process is alone:
+    whoever shards there, a program for each device (size 2) or the compiler (size 1), the results are those of whole
+    arrays.
+    """
     config = replace(bench.config, backend=bench.device.info.backend, tensor_parallel_size=_SHARDS)
     with _Shards(bench, config) as shards:
         answers = shards.answers()
-    x = shard.values("x", shard.ROWS, shard.INPUTS)
-    column, row = (shard.values(name, shard.OUTPUTS, shard.INPUTS) for name in ("column", "row"))
-    if answers[0]["size"] == 1:  # a mesh: its compiler shards the arrays, and the model sees them whole
-        _same(bench, "linear on a mesh", answers[0]["column_parallel"], x @ column.T)
-        return
-    bench.require(len(answers) == _SHARDS, f"A first shard of {_SHARDS} did not wait for the second, and is no mesh.")
     ranks = [(answer["rank"], answer["size"]) for answer in answers]
-    bench.require(
-        ranks == [(rank, _SHARDS) for rank in range(_SHARDS)],
-        f"Shards opened as rank 0 and 1 of {_SHARDS} say that they are (rank, size) {ranks}.",
-    )
-    given = [shard.contribution(rank) for rank in range(_SHARDS)]
-    expected = {
-        "sum": ("all_reduce", np.sum(given, axis=0)),
-        "rows": ("all_gather over axis 0", np.concatenate(given, 0)),
-        "columns": ("all_gather over axis 1", np.concatenate(given, 1)),
-        "column_parallel": ("linear by output columns, gathered", x @ column.T),
-        "row_parallel": ("linear by inputs, summed", x @ row.T),
-    }
+    if answers[0]["is_mesh"]:
+        bench.require(
+            ranks in ([(0, 1)], [(0, _SHARDS)]),
+            f"A mesh of {_SHARDS} devices says that it is (rank, size) {ranks[0]}; it is rank 0 of size {_SHARDS}, or "
+            "of size 1 where its compiler shards the arrays.",
+        )
+    else:
+        bench.require(
+            len(answers) == _SHARDS, f"A first shard of {_SHARDS} did not wait for the second, and is no mesh."
+        )
+        bench.require(
+            ranks == [(rank, _SHARDS) for rank in range(_SHARDS)],
+            f"Shards opened as rank 0 and 1 of {_SHARDS} say that they are (rank, size) {ranks}.",
+        )
+    size = answers[0]["size"]
     for rank, answer in enumerate(answers):
-        for key, (what, right) in expected.items():
-            _same(bench, f"{what}, on shard {rank}", answer[key], right)
+        for key, (what, right) in _expected(size).items():
+            _same(bench, f"{what}, on {'a mesh' if answer['is_mesh'] else f'shard {rank}'}", answer[key], right)
     bench.require(
-        answers[0]["inexact_sum"] == answers[1]["inexact_sum"],
+        len({answer["inexact_sum"] for answer in answers}) == 1,
         "all_reduce: the shards have sums of different bits; it is the same on each, or they drift apart.",
     )
-    parts = [shard.fractions(rank).astype(bench.dtype.numpy) for rank in range(_SHARDS)]
+    parts = [part.astype(bench.dtype.numpy) for part in _parts("fractions", size)]
     summed = np.frombuffer(bytes.fromhex(answers[0]["inexact_sum"]), bench.dtype.numpy).reshape(parts[0].shape)
     wide = np.sum([part.astype(np.float64) for part in parts], axis=0)
     bench.measure("all_reduce", bench.dtype, summed, wide, f"{_SHARDS} shards")
+
+
+def _expected(size: int) -> Mapping[str, tuple[str, np.ndarray]]:
+    """What each output is, in words, and its values, on each of `size` shards."""
+    given = _parts("contribution", size)
+    x, column, bias, row = (_parts(name, 1)[0] for name in ("x", "column", "bias", "row"))
+    fused = np.concatenate(_parts("fused", size))  # a shard's rows of both parts, then the next one's
+    return {
+        "sum": ("all_reduce", np.sum(given, axis=0)),
+        "rows": ("all_gather over axis 0", np.concatenate(given, 0)),
+        "columns": ("all_gather over axis 1", np.concatenate(given, 1)),
+        "column_parallel": ("linear by output columns, gathered", x @ column.T + bias),
+        "fused": ("linear of two fused matrices by output columns, gathered", x @ fused.T),
+        "row_parallel": ("linear by inputs, summed", x @ row.T),
+    }
+
+
+def _parts(name: str, size: int) -> list[np.ndarray]:
+    """Each shard's part of a source."""
+    return [shard.sources()[name].shard(rank, size).read() for rank in range(size)]
 
 
 def _same(bench: Workbench, what: str, got: Any, expected: np.ndarray) -> None:
@@ -112,7 +133,13 @@ class _Shards:
     """The processes of the shards, which end with the `with` statement whatever happens."""
 
     def __init__(self, bench: Workbench, config: DeviceConfig) -> None:
-        self._dtype = bench.dtype.value
+        self._request = {
+            "path": sys.path,
+            "dtype": bench.dtype.value,
+            "kv_dtype": bench.kv_dtype.value,
+            "head_size": bench.head_size,
+            "block_size": bench.block_size,
+        }
         self._config = replace(config, rendezvous=f"127.0.0.1:{_free_port()}")
         self._processes: list[_Process] = []
         self._files = ExitStack()
@@ -128,7 +155,7 @@ class _Shards:
         self._files.close()
 
     def answers(self) -> Sequence[Mapping[str, Any]]:
-        """What each shard answered; that of a mesh alone, where the first is one. Raises CaseFailure."""
+        """What each shard answered; the first alone where it is a mesh. Raises CaseFailure."""
         self._start(0)
         self._wait(_ALONE)
         if self._processes[0].process.poll() is None:
@@ -137,7 +164,7 @@ class _Shards:
             self._wait(_LIMIT)
         if self._processes[0].process.poll() == 0:
             first = self._answer(0)
-            if first["size"] == 1 or len(self._processes) == 1:
+            if first["is_mesh"] or len(self._processes) == 1:
                 return [first]
         codes = [each.process.poll() for each in self._processes]
         failed = [
@@ -166,7 +193,7 @@ class _Shards:
 
     def _start(self, rank: int) -> None:
         config = {**asdict(replace(self._config, options={}, rank=rank)), "options": dict(self._config.options)}
-        request = json.dumps({"path": sys.path, "config": config, "dtype": self._dtype})
+        request = json.dumps({**self._request, "config": config})
         command = [sys.executable, "-m", "octavo_conformance.running.shard", request]
         output = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # `_files` closes it
         errors = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115

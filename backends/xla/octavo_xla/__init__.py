@@ -1,0 +1,1 @@
+"""The XLA backend of Octavo: JAX, with Pallas kernels on TPUs."""

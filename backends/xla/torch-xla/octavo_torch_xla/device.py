@@ -1,0 +1,85 @@
+"""torch-xla's device: lazy tensors, whose pending operations become one XLA program where a step ends."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import psutil
+import torch
+import torch_xla
+from torch_xla import runtime
+
+from octavo.backend import (
+    Bucket,
+    Capabilities,
+    DeviceConfig,
+    DeviceInfo,
+    DeviceOutOfMemoryError,
+    DType,
+    KVCache,
+    KVLayout,
+    MemoryInfo,
+    Step,
+    StepInputs,
+)
+from octavo_torch import TorchDevice, TorchOps
+from octavo_torch_xla.kernels import KernelName, choose
+from octavo_torch_xla.ops import StaticOps
+
+_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+
+CAPABILITIES = Capabilities(
+    dtypes=_DTYPES,
+    default_dtype=DType.FLOAT32,
+    kv_dtypes=_DTYPES,
+    quantized_bits=(4, 8),
+    block_sizes=(16, 32, 64, 128, 256, 8, 4, 2, 1),
+    static_shapes=True,
+)
+
+
+class TorchXlaDevice(TorchDevice):
+    """The device that torch-xla's runtime chose (`PJRT_DEVICE`).
+
+    Raises BackendUnavailableError for a kernel that it does not have.
+    """
+
+    def __init__(self, config: DeviceConfig) -> None:
+        kernel = choose(config.kernel)
+        self.torch_device = torch_xla.device(config.index)
+        self.ops = StaticOps() if kernel is KernelName.STATIC else TorchOps()
+        kind = runtime.device_type()
+        self.info = DeviceInfo(
+            backend="torch-xla",
+            name=f"torch-xla's {kind} platform",
+            arch=platform.machine() if kind == "CPU" else kind,
+            driver=f"torch {torch.__version__}, torch-xla {torch_xla.__version__}",
+            kernel=kernel.value,
+            capabilities=CAPABILITIES,
+        )
+
+    def allocate_kv(self, layout: KVLayout, blocks: int) -> KVCache:
+        self.check_kv(layout)
+        # A lazy tensor takes its memory when it is first computed, and the host promises memory that it does not have.
+        asked, free = blocks * self.kv_block_bytes(layout), self.memory().free
+        if asked > free:
+            raise DeviceOutOfMemoryError(f"A KV cache of {asked:,} bytes does not fit: {free:,} are free.")
+        return super().allocate_kv(layout, blocks)
+
+    def compile(self, step: Step, bucket: Bucket) -> Step:
+        """The step, cut off as one XLA program: what it wrote in place is an input aliased to an output."""
+
+        def run(weights: Any, kv: KVCache, inputs: StepInputs) -> tuple[Any, KVCache]:
+            # Not inference_mode: a view of a lazy tensor refuses to be written to in it ("Cannot set version_counter
+            # for inference tensor").
+            with torch.no_grad():
+                result = step(weights, kv, inputs)
+            torch_xla.sync()
+            return result
+
+        return run
+
+    def memory(self) -> MemoryInfo:
+        machine = psutil.virtual_memory()  # the CPU platform has no allocator statistics
+        return MemoryInfo(free=machine.available, total=machine.total, shared_with_host=True)
