@@ -129,7 +129,7 @@ def _draft(config: EngineConfig, opened: OpenedDevice, progress: Progress | None
     check_shards(model, opened.device.collectives.size)
     dtype = choose_dtype(config, info, model.dtype)
     kv_dtype = choose_kv_dtype(config, info, dtype)
-    weights_bytes = parameter_count(model) * dtype.itemsize // config.tensor_parallel_size
+    weights_bytes = parameter_count(model, opened.device.collectives.size) * dtype.itemsize
     return _Draft(files, checkpoint, model, opened, dtype, kv_dtype, weights_bytes)
 
 

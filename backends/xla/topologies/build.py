@@ -100,7 +100,7 @@ def _plan(device: TopologyDevice, model: DecoderConfig, shards: int) -> CachePla
     """The engine's own plan. Where that finds no room for a KV cache: one for a single request, so that it is the
     compiler that says so.
     """
-    weights = parameter_count(model) * DType.BFLOAT16.itemsize // shards
+    weights = parameter_count(model, shards) * DType.BFLOAT16.itemsize
     config = EngineConfig(max_model_len=MAX_MODEL_LEN, max_num_seqs=SEQUENCES, tensor_parallel_size=shards)
     try:
         return plan_cache(config, device, model, DType.BFLOAT16, weights)

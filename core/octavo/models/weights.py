@@ -112,9 +112,18 @@ def load_weights(
     return weights
 
 
-def parameter_count(config: DecoderConfig) -> int:
-    """Parameters of the whole model, a tied embedding counted once."""
-    return sum(prod(shape) for _, shape in _expected(config))
+def parameter_count(config: DecoderConfig, shards: int = 1) -> int:
+    """Parameters of the whole model, a tied embedding counted once; or of one of several shards.
+
+    Each shard has its part of the linear layers and of an untied head, and everything else whole.
+    """
+    whole = sum(prod(shape) for _, shape in _expected(config))
+    split = sum(
+        sum(matrix.rows) * (matrix.columns + (matrix.bias and matrix.shard_axis == 0))
+        for matrix in _matrices(config).values()
+    )
+    split = config.layers * split + (0 if config.tied_embeddings else config.vocab_size * config.hidden_size)
+    return whole - split + split // shards
 
 
 def _load_layer(config: DecoderConfig, loader: _Loader, prefix: str) -> LayerWeights:

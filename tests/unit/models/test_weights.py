@@ -12,6 +12,7 @@ import pytest
 from transformers import LlamaConfig
 
 from octavo.backend import Collectives, DeviceConfig, DType, KVLayout, StepInputs
+from octavo.backend.tree import flatten
 from octavo.errors import ModelError
 from octavo.models.checkpoint import open_checkpoint
 from octavo.models.config import DecoderConfig
@@ -181,6 +182,17 @@ def test_fields_without_a_tensor_are_none(checkpoint):
     layer = load(checkpoint).layers[0]
     assert layer.q_norm is None
     assert layer.k_norm is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_parameter_count_of_a_shard_is_that_of_what_it_loads(make_hf_model, tmp_path, tied, size):
+    config = LlamaConfig(**{**CONFIG.to_dict(), "tie_word_embeddings": tied})
+    make_hf_model(config).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(resolve_model(str(tmp_path)))
+    device = ShardDevice(ThreadCollectives(0, size, [None] * size, threading.Barrier(size)))
+    leaves, _ = flatten(replace(load(checkpoint, device), rotary=None))
+    assert parameter_count(DecoderConfig.from_hf(checkpoint.config), size) == sum(leaf.size for leaf in leaves)
 
 
 @pytest.mark.parametrize("tied", [True, False])
