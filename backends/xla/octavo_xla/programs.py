@@ -7,7 +7,6 @@ this backend look no further than the contexts go, so a wide table costs them no
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,8 +32,6 @@ from octavo_xla.downloads import Downloads
 from octavo_xla.fitting import StepSizes, explanation
 from octavo_xla.mesh import ShardMesh, spec_of
 from octavo_xla.packing import Packing, form, packable, packed
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -62,8 +59,6 @@ class StepCompiler:
         programs = self._programs.get(id(step))
         if programs is None:
             programs = self._programs[id(step)] = StepPrograms(step, self)
-        self.tables.sequences = max(self.tables.sequences, bucket.sequences)
-        self.tables.blocks = max(self.tables.blocks, bucket.blocks)
         return programs
 
 
@@ -95,7 +90,8 @@ class StepPrograms:
         call = _Call((weight_structure, kv_structure, structure), packing, tuple(on_host), len(leaves))
         words = self._compiler.mesh.upload(packing.pack([leaves[index] for index in on_host]))
         arguments = (weight_leaves, kv_leaves, words, others)
-        key = (call, tuple(map(form, kv_leaves)), tuple(map(form, others)))
+        forms = tuple(map(form, kv_leaves)), tuple(map(form, others))
+        key = (kv_structure, structure, packing, call.packed, forms)
         program = self._programs.get(key)
         if program is None:
             program = self._programs[key] = self._build(call, arguments, inputs)
@@ -112,9 +108,10 @@ class StepPrograms:
     # ---------------------------------------------------------------------------------------------------- details
 
     def _flat_weights(self, weights: Any) -> tuple[list[Array], Hashable]:
-        """Core calls a step with the same weights always."""
+        """Core calls a step with the same weights always: programs are kept for these, and no key names them."""
         if self._weights is None or self._weights[0] is not weights:
             self._weights = (weights, *flatten(weights))
+            self._programs.clear()
         return self._weights[1], self._weights[2]
 
     def _widened(self, inputs: StepInputs) -> StepInputs:

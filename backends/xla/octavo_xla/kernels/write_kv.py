@@ -21,6 +21,7 @@ from octavo.backend import UnsupportedError
 from octavo_xla.kernels.runs import RunList, run_list
 from octavo_xla.kernels.tiling import VMEM_LIMIT, Ref, packed_rows, round_up
 from octavo_xla.kv import LANES, PagedKV
+from octavo_xla.ops.scaled_kv import encode
 
 VMEM_BUDGET = VMEM_LIMIT // 2
 """Bytes of VMEM for the rows to write (held twice: one tile is copied while one is worked on) and the buffers."""
@@ -86,22 +87,10 @@ def _encode(kv: PagedKV, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Arr
     if kv.scales is None:
         rows, scales = jnp.concatenate([k, v], axis=-1).astype(jnp.float32), None
     else:
-        sides, sizes = _quantize(jnp.stack([k, v], axis=2), dtype)  # [tokens, kv_heads, 2, head_size]
-        bits = lax.bitcast_convert_type(sides.astype(dtype), jnp.int8).astype(jnp.int32)
+        sides, sizes = encode(jnp.stack([k, v], axis=2), dtype)  # [tokens, kv_heads, 2, head_size]
+        bits = lax.bitcast_convert_type(sides, jnp.int8).astype(jnp.int32)
         rows, scales = bits.reshape(*k.shape[:2], -1), sizes.reshape(len(k), -1)
     return jnp.pad(rows, ((0, 0), (0, 0), (0, kv.data.shape[3] - rows.shape[2]))), scales
-
-
-def _quantize(x: jax.Array, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
-    """x [..., head_size] as entries of eight bits, float32 still, and the scales [...] that restore it."""
-    largest = 127.0 if dtype == jnp.int8 else float(jnp.finfo(dtype).max)
-    wide = x.astype(jnp.float32)
-    peak = jnp.max(jnp.abs(wide), axis=-1)
-    finite = peak < jnp.inf  # not of NaN either
-    safe = jnp.where(finite & (peak > 1e-30), peak, largest)
-    entries = jnp.where(finite[..., None], wide * (largest / safe)[..., None], 0.0)
-    entries = jnp.clip(entries, -largest, largest)
-    return jnp.round(entries) if dtype == jnp.int8 else entries, jnp.where(finite, safe / largest, jnp.nan)
 
 
 def _in_tiles(rows: jax.Array, sizes: WriteSizes) -> jax.Array:
