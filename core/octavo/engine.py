@@ -183,6 +183,11 @@ class Engine:
             raise EngineDeadError(self._death)
 
     @property
+    def compiling(self) -> bool:
+        """Whether the device compiles now. May be asked by any thread."""
+        return self._runner.compiling
+
+    @property
     def wants_warm_up(self) -> bool:
         """Whether steps are compiled or recorded when they are first run: the first of a kind is slow then."""
         return self._runner.wants_warm_up

@@ -134,6 +134,11 @@ class Runner:
             where, k, v = (self._device.upload(array) for array in (targets, nothing, nothing.copy()))
             self._kv = [ops.write_kv(layer, k, v, where) for layer in self._kv]
 
+    @property
+    def compiling(self) -> bool:
+        """Whether the device compiles now: for another thread, which is not to take that for a device that hangs."""
+        return self._device.compiling
+
     def close(self) -> None:
         """Give back the KV cache, the weights and the device; the runner cannot be used any more."""
         self._steps.clear()
@@ -159,7 +164,9 @@ class Runner:
     def _launch(self, packed: PackedPlan, rows: Sequence[LogitRow], pad: bool) -> LaunchedStep:
         # At least one row, also in a step that samples nothing: arrays of size 0 are a trap on every library.
         num_rows = self._num_rows(max(1, len(rows)), packed, pad)
-        sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size)
+        # Rows of prompt_logprobs draw nothing: what others would have them do in vain is a vocabulary for each.
+        few = self._static and num_rows <= padded_size(self._lanes, pad)
+        sampling, features = build_inputs([row.spec for row in rows], num_rows, self._model.vocab_size, few)
         inputs = StepInputs(
             packed.token_ids,
             padded([row.token for row in rows], num_rows),

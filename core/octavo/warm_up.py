@@ -9,9 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import product
 
-from octavo.backend import BackendError, DeviceLostError
+from octavo.backend import BackendError, DeviceLostError, DeviceOutOfMemoryError
 from octavo.loading import EngineInfo, Progress
 from octavo.packing import SMALLEST_BUCKET, StepShape, padded_size
 from octavo.runner import Runner
@@ -21,6 +21,9 @@ STAGE = "compiling kernels and recording decode steps"
 
 GREEDY, RANDOM = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0)
 """The two samplers that plain requests use. All others are compiled when they are first used."""
+
+NUCLEUS = SamplingParams(temperature=1.0, top_p=0.9)
+"""What chat clients send. It is rehearsed where compiling takes so long that a request would notice."""
 
 NEEDED_BY_ALL = 2
 """The first rehearsals, a prefill and a decode, that compile nearly every kernel: they are run whatever the time. A
@@ -40,7 +43,8 @@ def warm_up(
 
     After `seconds` of `clock` no further one is begun; those that are left are compiled and recorded when they are
     first used. A step that fails ends the warm-up with a sentence in the log: a request that needs it will be told, and
-    others can be served. Raises BackendError where the device is lost.
+    others can be served. Raises BackendError where the device is lost, DeviceOutOfMemoryError where one of the first
+    does not fit on a device that pads all its steps: there, every request would need one as large.
     """
     steps = list(rehearsals(info, runner.pads_decodes, runner.pads_prefills))
     started = clock()
@@ -63,6 +67,8 @@ def warm_up(
                 raise BackendError(
                     f"The device of backend {info.backend!r} was lost in the warm-up: {type(error).__name__}: {error}"
                 ) from error
+            if runner.pads_prefills and number < NEEDED_BY_ALL and isinstance(error, DeviceOutOfMemoryError):
+                raise
             _log.warning(
                 "The warm-up ends early: a step of %d sequences with %d tokens each and %d blocks failed, and a "
                 "request that needs such a step would fail too: %s: %s",
@@ -83,27 +89,31 @@ def rehearsals(
     """The largest prefill, then decodes: each bucket, the largest first, or one size where a step has no bucket.
 
     Where prefills are padded too, each of their sizes is compiled, and the largest decode comes before them all: a
-    device may take its tables as the largest that there will be.
+    device may take its tables as the largest that there will be, and then has no need of narrower ones, the last.
     """
-    decodes = _decodes(info, pads_decodes)
+    decodes = list(_decodes(info, pads_decodes))
     if not pads_prefills:
         yield _prefill(info, 1, min(info.max_num_batched_tokens, info.max_model_len)), GREEDY
-        yield from decodes
+        yield from product(decodes, (GREEDY, RANDOM))
         return
-    prefills = _prefills(info)
-    for each in (islice(decodes, 1), islice(prefills, 1), decodes, prefills):
-        yield from each
+    prefills = list(_prefills(info))
+    widest = [shape for shape in decodes if shape.blocks == decodes[0].blocks]
+    narrower = [shape for shape in decodes if shape.blocks != decodes[0].blocks]
+    first = ((widest[0], GREEDY), (prefills[0], GREEDY))
+    yield from first
+    yield from (each for each in product([*widest, *prefills], (GREEDY, RANDOM)) if each not in first)
+    yield from product([*widest, *prefills], (NUCLEUS,))
+    yield from product(narrower, (GREEDY, RANDOM))
 
 
-def _decodes(info: EngineInfo, pads: bool) -> Iterator[tuple[StepShape, SamplingParams]]:
+def _decodes(info: EngineInfo, pads: bool) -> Iterator[StepShape]:
     widest = -(-info.max_model_len // info.block_size)
     for sequences in _buckets(info.max_num_seqs) if pads else (info.max_num_seqs,):
         for blocks in _buckets(widest) if pads else (widest,):
-            for params in (GREEDY, RANDOM):
-                yield StepShape(sequences, 1, blocks), params
+            yield StepShape(sequences, 1, blocks)
 
 
-def _prefills(info: EngineInfo) -> Iterator[tuple[StepShape, SamplingParams]]:
+def _prefills(info: EngineInfo) -> Iterator[StepShape]:
     """Each size, the largest first, of as few sequences as have so many tokens: with few rows of logits, and with as
     many as there can be in a step of decodes beside a prefill.
     """
@@ -112,8 +122,7 @@ def _prefills(info: EngineInfo) -> Iterator[tuple[StepShape, SamplingParams]]:
         sequences = -(-min(size, most) // info.max_model_len)
         shape = _prefill(info, sequences, min(size // sequences, info.max_model_len))
         many = replace(shape, rows=min(size, info.max_num_seqs))
-        shapes = (shape, many) if many.rows > SMALLEST_BUCKET else (shape,)
-        yield from ((each, params) for each in shapes for params in (GREEDY, RANDOM))
+        yield from (shape, many) if many.rows > SMALLEST_BUCKET else (shape,)
 
 
 def _prefill(info: EngineInfo, sequences: int, tokens: int) -> StepShape:

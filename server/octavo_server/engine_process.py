@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import zmq
@@ -65,6 +65,7 @@ def main(directory: Path) -> int:
         engine = _build(inbox, events)
         if engine is None:
             return 1
+        pulse.compiling = lambda: engine.compiling
         run(engine, inbox, events, pulse)
         return 0
     except EngineDeadError as error:
@@ -99,10 +100,15 @@ def run(engine: Engine, inbox: Inbox, events: Events, pulse: Pulse) -> None:
 
 
 class Pulse:
-    """How long the running step has taken: set by the engine thread, read by the IO thread."""
+    """How long the running step has taken since it last compiled: set by the engine thread, read by the IO thread.
+
+    compiling: tells whether the device compiles now, which may take minutes and is no sign of one that hangs.
+    """
 
     def __init__(self) -> None:
+        self.compiling: Callable[[], bool] = bool
         self._since: float | None = None
+        self._compiled = 0.0  # when it was last seen compiling
 
     def __enter__(self) -> None:
         self._since = time.monotonic()
@@ -112,9 +118,11 @@ class Pulse:
 
     @property
     def step_age(self) -> float:
-        """Seconds since the running step began; 0 between steps."""
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
+        """Seconds since the running step began, or was last seen compiling; 0 between steps."""
+        since, now = self._since, time.monotonic()
+        if self.compiling():
+            self._compiled = now
+        return 0.0 if since is None else now - max(since, self._compiled)
 
 
 class Events:

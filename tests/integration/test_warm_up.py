@@ -18,7 +18,7 @@ from octavo.backend import BackendError, Bucket, DeviceLostError, DeviceOutOfMem
 from octavo.backend.tree import flatten
 from octavo.engine import Engine
 from octavo.packing import StepShape, padded_size
-from octavo.warm_up import GREEDY, RANDOM, rehearsals, warm_up
+from octavo.warm_up import GREEDY, NUCLEUS, RANDOM, rehearsals, warm_up
 from octavo_conformance.oracles.models import ModelSpec, tiny_model
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -73,7 +73,10 @@ PREFILL_SIZES = [StepShape(1, 32, 8), StepShape(1, 32, 8, rows=12), StepShape(1,
 LARGEST, *PADDED_PREFILLS = [
     (shape, params) for shape in (*PREFILL_SIZES, StepShape(1, 8, 2)) for params in (GREEDY, RANDOM)
 ]
-ALL_SIZES = [BUCKETS[0], LARGEST, *BUCKETS[1:], *PADDED_PREFILLS]
+WIDEST = [each for each in BUCKETS if each[0].blocks == 32]
+NUCLEI = [(shape, NUCLEUS) for shape, params in (*WIDEST, LARGEST, *PADDED_PREFILLS) if params is GREEDY]
+NARROWER = [each for each in BUCKETS if each[0].blocks < 32]
+ALL_SIZES = [WIDEST[0], LARGEST, *WIDEST[1:], *PADDED_PREFILLS, *NUCLEI, *NARROWER]
 
 
 def _rehearsals(llm: LLM) -> list[tuple[StepShape, SamplingParams]]:
@@ -176,10 +179,12 @@ def test_after_a_full_warm_up_a_static_device_compiles_nothing_for_prefills_mixe
     llm = open_llm("async-static", warm_up_seconds=1000, **options)
     warm = set(programs)
     rng = np.random.default_rng(0)
-    for temperatures in ((0.0,), (1.0,), (0.0, 1.0)):
+    for temperatures, top_p in (((0.0,), 1.0), ((1.0,), 1.0), ((0.0, 1.0), 1.0), ((0.0, 1.0), 0.8)):
         prompts = [rng.integers(0, 256, length).tolist() for length in rng.integers(1, 9, 30)]
         params = [
-            SamplingParams(temperature=temperatures[index % len(temperatures)], max_tokens=length, ignore_eos=True)
+            SamplingParams(
+                temperature=temperatures[index % len(temperatures)], top_p=top_p, max_tokens=length, ignore_eos=True
+            )
             for index, length in enumerate(rng.integers(4, 12, 30).tolist())
         ]
         llm.generate(prompts, params)
@@ -289,3 +294,18 @@ def test_a_device_that_is_lost_in_the_warm_up_ends_the_start_with_a_sentence(
     with pytest.raises(BackendError, match=r"backend 'async' was lost in the warm-up: DeviceLostError: fell off"):
         open_llm("async")
     assert len(closed) == 1
+
+
+def test_a_static_device_whose_first_steps_do_not_fit_does_not_start(
+    open_llm: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_llm("async", warm_up_seconds=0)  # finds the module
+    kind = sys.modules["octavo_async"].AsyncDevice
+
+    def stage(*_: object) -> None:
+        raise DeviceOutOfMemoryError("The step needs 9 bytes, of which 5 are there; 3 sequences would fit.")
+
+    monkeypatch.setattr(kind, "stage", stage)
+    with pytest.raises(DeviceOutOfMemoryError, match="3 sequences would fit"):
+        open_llm("async-static")
+    open_llm("async")  # which pads nothing: its requests need smaller steps

@@ -93,12 +93,16 @@ class DeviceConfig:
 class Device(ABC):
     """One accelerator, or one mesh of them. Calls come from one thread.
 
-    A subclass sets `info`; `ops` and `collectives` have working defaults.
+    A subclass sets `info`; `ops`, `collectives` and `compiling` have working defaults.
+
+    compiling: True while the device compiles. It may be read by another thread, at any time: a step that takes minutes
+        for its compiler is no step of a device that hangs. False for a device that compiles in moments, or never.
     """
 
     info: DeviceInfo
     ops: Ops = Ops()
     collectives: Collectives = Collectives()
+    compiling: bool = False
 
     # ------------------------------------------------------------------------------------------------- required
 

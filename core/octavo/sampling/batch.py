@@ -14,7 +14,8 @@ from octavo.sampling.inputs import CANDIDATES, SamplerFeatures, SamplingInputs, 
 from octavo.sampling.params import MAX_LOGPROBS, SamplingParams
 
 _LOGPROB_BUCKETS = (0, 5, MAX_LOGPROBS)
-_SMALLEST_EDITS = 8  # width of the edit arrays; it grows by factors of 4, so that few shapes are compiled
+_EDIT_WIDTHS = (8, 4)  # the smallest width of the edit arrays, and by what it grows: few shapes are compiled
+_FEW_EDIT_WIDTHS = (64, 16)
 # A temperature below this is greedy: the softmax of any two different logits is then 1 and 0 in float32.
 _LOWEST_TEMPERATURE = 1e-5
 _HIGHEST_TEMPERATURE = 1e30
@@ -73,9 +74,14 @@ _Numbered = Sequence[tuple[int, RowSpec]]
 """Rows with their places in the step."""
 
 
-def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tuple[SamplingInputs, SamplerFeatures]:
+def build_inputs(
+    rows: Sequence[RowSpec], num_rows: int, vocab_size: int, few_variants: bool = False
+) -> tuple[SamplingInputs, SamplerFeatures]:
     """Arrays of num_rows rows (the bucket; at least len(rows)), the rest padded with greedy rows, and their
     features.
+
+    few_variants: for a device that compiles each of them for seconds or minutes. They do then a little more than
+    these rows need.
     """
     padding = num_rows - len(rows)
     idle = _SCALARS.pack(0.0, 1.0, 0.0, vocab_size, 0)
@@ -93,7 +99,8 @@ def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tup
     temperatures, top_p, min_p = table[:3].view(np.float32)
     top_k, seeds = table[3:]
 
-    edit_ids, edit_values = _edits(special, num_rows)
+    widths = _FEW_EDIT_WIDTHS if few_variants else _EDIT_WIDTHS
+    edit_ids, edit_values = _edits(special, num_rows, widths)
     mask_bits = _masks(special, num_rows, vocab_size)
     random = bool(temperatures.any())
     features = SamplerFeatures(
@@ -103,6 +110,10 @@ def build_inputs(rows: Sequence[RowSpec], num_rows: int, vocab_size: int) -> tup
         mask=mask_bits is not None,
         logprobs=_logprobs(special),
     )
+    if few_variants:
+        features = features.covering(MAX_LOGPROBS)
+        if features.edits and edit_ids is None:
+            edit_ids, edit_values = _no_edits(num_rows, widths[0])
     inputs = SamplingInputs(
         temperatures=temperatures,
         top_k=top_k,
@@ -136,7 +147,9 @@ def _truncation(
     return Truncation.FLOOR if min_p[drawn].max() > 0.0 else Truncation.NONE
 
 
-def _edits(rows: _Numbered, num_rows: int) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
+def _edits(
+    rows: _Numbered, num_rows: int, widths: tuple[int, int]
+) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
     editing = []
     for index, row in rows:
         if (edits := row.sampling.edits) is not None and row.target < 0:
@@ -146,15 +159,20 @@ def _edits(rows: _Numbered, num_rows: int) -> tuple[NDArray[np.int32] | None, ND
     if not editing:
         return None, None
     most = max(edits.size for _, edits in editing)
-    width = _SMALLEST_EDITS
+    width, factor = widths
     while width < most:
-        width *= 4
-    ids = np.zeros((num_rows, width), np.int32)
-    values = np.zeros((3, num_rows, width), np.float32)
-    values[1] = 1.0
+        width *= factor
+    ids, values = _no_edits(num_rows, width)
     for index, edits in editing:
         edits.write(ids[index], values[:, index])
     return ids, values
+
+
+def _no_edits(num_rows: int, width: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Edits that change nothing: ids, and bias, repetition and penalty."""
+    values = np.zeros((3, num_rows, width), np.float32)
+    values[1] = 1.0
+    return np.zeros((num_rows, width), np.int32), values
 
 
 def _masks(rows: _Numbered, num_rows: int, vocab_size: int) -> NDArray[np.int32] | None:

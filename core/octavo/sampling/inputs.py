@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -42,6 +42,16 @@ class SamplerFeatures:
     edits: bool = False
     mask: bool = False
     logprobs: int | None = None
+
+    def covering(self, most_logprobs: int) -> SamplerFeatures:
+        """One of few features under which the same is drawn and at least the same is reported."""
+        truncation = _COVERING.get(self.truncation, self.truncation)
+        if not self.edits and self.logprobs is None:
+            return replace(self, truncation=truncation)
+        return replace(self, truncation=truncation, edits=True, logprobs=most_logprobs)
+
+
+_COVERING = {Truncation.FLOOR: Truncation.NUCLEUS, Truncation.CANDIDATES: Truncation.FULL}
 
 
 @dataclass(frozen=True, slots=True)

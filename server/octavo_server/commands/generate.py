@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def generate(
         request = engine.processor.process_chat("generate", [*messages, {"role": "user", "content": prompt}], params)
     else:
         request = engine.processor.process("generate", prompt, params)
-    result = _run(engine, request, stream=not as_json)
+    with closing(engine):  # also where it is interrupted: a device may not be left with a step under way
+        result = _run(engine, request, stream=not as_json)
     if as_json:
         click.echo(json.dumps({"model": settings.model, "prompt": prompt, **result}, indent=2))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.backend.ops import Ops
 from octavo.sampling import (
     RowSpec,
     SamplerFeatures,
@@ -10,17 +11,18 @@ from octavo.sampling import (
     SequenceSampling,
     Truncation,
     build_inputs,
+    sample,
 )
 
 VOCABULARY = 1000
 
 
-def build(*params: SamplingParams, num_rows: int | None = None, **kwargs):
+def build(*params: SamplingParams, num_rows: int | None = None, few_variants: bool = False, **kwargs):
     rows = [
         RowSpec(SequenceSampling(each, [1, 2], 5, (0,), vocab_size=VOCABULARY), [3], index, **kwargs)
         for index, each in enumerate(params)
     ]
-    return build_inputs(rows, num_rows or len(rows), VOCABULARY)
+    return build_inputs(rows, num_rows or len(rows), VOCABULARY, few_variants)
 
 
 def test_plain_greedy_rows_need_no_feature() -> None:
@@ -65,6 +67,47 @@ def test_the_width_of_the_edits_comes_from_few_buckets() -> None:
         assert features.edits
         widths.add(inputs.edit_ids.shape[1])
     assert widths == {8, 32, 128, 512}
+
+
+MIXES: list[dict] = [
+    {"temperature": 0.0},
+    {},
+    {"top_p": 0.5},
+    {"min_p": 0.2},
+    {"top_k": 5},
+    {"top_k": 200, "top_p": 0.9},
+    {"logprobs": 3},
+    {"logprobs": 0},
+    {"temperature": 0.0, "repetition_penalty": 1.5},
+    {"logit_bias": dict.fromkeys(range(20), 2.0), "logprobs": 20},
+]
+
+
+def test_few_variants_are_eight_and_widths_besides() -> None:
+    found = set()
+    for first in MIXES:
+        for second in MIXES:
+            inputs, features = build(SamplingParams(**first), SamplingParams(**second), few_variants=True)
+            assert (inputs.edit_ids is not None) == features.edits
+            found.add((features, features.edits and inputs.edit_ids.shape[1]))
+    assert len(found) == 8
+    wide, _ = build(SamplingParams(logit_bias=dict.fromkeys(range(65), 1.0)), few_variants=True)
+    assert wide.edit_ids.shape[1] == 1024
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+def test_few_variants_draw_and_report_the_same(mix: dict) -> None:
+    logits = np.random.default_rng(3).normal(0, 2, (3, VOCABULARY)).astype(np.float32)
+    params = [SamplingParams(**mix), SamplingParams(temperature=0.0), SamplingParams(**mix)]
+    exact, few = (sample(Ops(), logits, *build(*params, few_variants=few_variants)) for few_variants in (False, True))
+    assert few.token_ids.tolist() == exact.token_ids.tolist()
+    if exact.logprobs is not None:
+        assert few.logprobs.tolist() == exact.logprobs.tolist()
+        assert few.ranks.tolist() == exact.ranks.tolist()
+    if exact.top_ids is not None:
+        most = exact.top_ids.shape[1]
+        assert few.top_ids[:, :most].tolist() == exact.top_ids.tolist()
+        assert few.top_logprobs[:, :most].tolist() == exact.top_logprobs.tolist()
 
 
 def test_edits_end_with_min_tokens() -> None:
