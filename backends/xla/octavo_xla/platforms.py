@@ -26,12 +26,12 @@ def missing(platform: Platform) -> tuple[str, str]:
 
 
 def default_platform() -> Platform:
-    """The best platform of this machine. The first that JAX_PLATFORMS names where that is set."""
-    for name in os.environ.get("JAX_PLATFORMS", "").split(","):
-        chosen = {"cuda": "gpu", "rocm": "gpu"}.get(name.strip(), name.strip())
-        if chosen in set(Platform):
-            return Platform(chosen)
-    return next(platform for platform in (Platform.TPU, Platform.GPU, Platform.CPU) if not missing(platform)[0])
+    """The best platform of this machine. Where JAX_PLATFORMS is set, the first of those it names that is here; the
+    first of all where none is.
+    """
+    named = [_NAMES[name] for name in map(str.strip, os.environ.get("JAX_PLATFORMS", "").split(",")) if name in _NAMES]
+    candidates = named or [Platform.TPU, Platform.GPU, Platform.CPU]
+    return next((platform for platform in candidates if not missing(platform)[0]), candidates[0])
 
 
 def _no_cpu() -> tuple[str, str]:
@@ -54,6 +54,8 @@ def _no_tpu() -> tuple[str, str]:
         return "libtpu, the TPU's driver, is not installed.", "pip install 'octavo-xla[tpu]'"
     return "", ""
 
+
+_NAMES: Mapping[str, Platform] = {"cuda": Platform.GPU, "rocm": Platform.GPU} | {each.value: each for each in Platform}
 
 _MISSING: Mapping[Platform, Callable[[], tuple[str, str]]] = {
     Platform.CPU: _no_cpu,

@@ -30,7 +30,7 @@ def probe() -> Probe:
     platform = default_platform()
     lacking, remedy = missing(platform)
     if lacking:
-        return Probe(False, f"JAX_PLATFORMS asks for {platform.value}. {lacking}", remedy)
+        return Probe(False, f"JAX_PLATFORMS asks for {platform.value}. {lacking}", remedy or "unset JAX_PLATFORMS")
     others = " ".join(missing(other)[0] for other in Platform if other is not platform and missing(other)[0])
     reason = f"jax {version('jax')} compiles for platform {platform.value}. {others}".strip()
     return Probe(True, reason, devices=(platform.value,), kernels=_kernels(platform))

@@ -1,9 +1,9 @@
 """Paged attention in plain XLA, for CPU and GPU.
 
-Sequences with a single query (decodes) go side by side; the others tile by tile of queries, one sequence at a time.
-Both walk their block tables in chunks of slots with an online softmax (Milakov and Gimelshein 2018). Shapes are static;
-how many tiles and chunks there are is known on the device alone, so one program serves every length, and the width of a
-block table costs nothing.
+Sequences with a single query (decodes) go side by side, a few at a time; the others tile by tile of queries, one
+sequence at a time. Both walk their block tables in chunks of slots with an online softmax (Milakov and Gimelshein
+2018). Shapes are static; how many tiles and chunks there are is known on the device alone, so one program serves every
+length, and neither the width of a block table nor its empty rows cost anything.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from octavo_xla.kv import PagedKV
 
 CHUNK = 128
 """Slots that a pass looks at, of each sequence. Together with TILE it bounds the temporary memory."""
+
+SIDE_BY_SIDE = 2
+"""Decodes that walk together, as far as the longest of them goes."""
 
 TILE = 64
 """Queries of one sequence that share the keys and values they read."""
@@ -61,9 +64,24 @@ def paged_attention(
 
 def _decodes(q: jax.Array, kv: PagedKV, meta: AttentionMetadata, scoring: _Scoring) -> jax.Array:
     """The only query of each sequence that has one; zeros for the others. [sequences, heads, head_size]."""
-    mine = jnp.take(q, meta.query_starts[:-1], axis=0, mode="clip")
     positions = jnp.where(_query_counts(meta) == 1, meta.context_lengths - 1, _NOWHERE)
-    return _attend(mine[:, None], positions[:, None], meta.block_tables, kv, scoring)[:, 0]
+    count = positions.shape[0]
+    size = min(SIDE_BY_SIDE, count)
+    missing = -count % size
+    mine = jnp.take(q, jnp.pad(meta.query_starts[:-1], (0, missing)), axis=0, mode="clip")
+    positions = jnp.pad(positions, (0, missing), constant_values=_NOWHERE)
+    tables = jnp.pad(meta.block_tables, ((0, missing), (0, 0)))
+
+    def some(index: jax.Array, result: jax.Array) -> jax.Array:
+        queries, at, table = (
+            lax.dynamic_slice_in_dim(array, index * size, size) for array in (mine, positions, tables)
+        )
+        attended = _attend(queries[:, None], at[:, None], table, kv, scoring)[:, 0]
+        return lax.dynamic_update_slice_in_dim(result, attended, index * size, 0)
+
+    # Those without a query of this kind come last, or are of prompts: past the last decode there is nothing to do.
+    last = jnp.max(jnp.where(positions == _NOWHERE, 0, jnp.arange(1, positions.shape[0] + 1, dtype=jnp.int32)))
+    return lax.fori_loop(0, -(-last // size), some, jnp.zeros_like(mine))[:count]
 
 
 def _chunks_of_prompts(q: jax.Array, kv: PagedKV, meta: AttentionMetadata, scoring: _Scoring) -> jax.Array:
