@@ -93,16 +93,12 @@ class DeviceConfig:
 class Device(ABC):
     """One accelerator, or one mesh of them. Calls come from one thread.
 
-    A subclass sets `info`; `ops`, `collectives` and `compiling` have working defaults.
-
-    compiling: True while the device compiles. It may be read by another thread, at any time: a step that takes minutes
-        for its compiler is no step of a device that hangs. False for a device that compiles in moments, or never.
+    A subclass sets `info`; `ops` and `collectives` have working defaults.
     """
 
     info: DeviceInfo
     ops: Ops = Ops()
     collectives: Collectives = Collectives()
-    compiling: bool = False
 
     # ------------------------------------------------------------------------------------------------- required
 
@@ -182,6 +178,14 @@ class Device(ABC):
         outputs of a step survive the launch of the next one, which may read one of them (`Feedback.last_tokens`).
         """
         return step
+
+    @property
+    def compiling(self) -> bool:
+        """(optional) Whether the device compiles now: a step that takes minutes for that is none of a device that hangs.
+
+        Read by another thread, at any time. The default is for devices that compile in moments, or never.
+        """
+        return False
 
     def close(self) -> None:  # noqa: B027  # optional: most devices hold nothing
         """(optional) Give back what the device holds outside its arrays (process groups, streams)."""
