@@ -63,18 +63,18 @@ def compile_case(case: Case, cache: FigureCache) -> Outcome:
     device = TopologyDevice(case.chip, case.shards, ahead)
     checkpoint = case.model.checkpoint()
     model = DecoderConfig.from_hf(checkpoint.config)
-    plan = _plan(device, model, case.shards)
+    plan = _plan(device, model, case)
     weights = load_weights(model, checkpoint, device, DType.BFLOAT16, positions=MAX_MODEL_LEN)
     runner = Runner(device, model, weights, plan, lanes=SEQUENCES)
-    shape = case.step.shape(MAX_MODEL_LEN, plan.layout.block_size)
     try:
-        runner.rehearse(shape, case.step.params)
+        case.step.run(runner, plan)
     except NothingToRunOnError as end:
         figures = cache.get(end.fingerprint)
         if figures is None:
-            figures = read_figures(end.compiled, end.seconds, plan)
+            kv = device.allocate_kv(plan.layout, plan.num_blocks)
+            figures = read_figures(end.compiled, end.seconds, plan, kv)
             cache.put(end.fingerprint, figures)
-        return Compiled(figures, Expected.of(model, plan, case.shards, shape.decode_only))
+        return Compiled(figures, case.step.expected(model, plan, case.shards))
     except DeviceOutOfMemoryError as error:
         return TooLarge(str(error))
     return Failure("The step ran to its end without being compiled.")
@@ -96,16 +96,16 @@ def compile_all(cases: Sequence[Case], cache: FigureCache, jobs: int, done: Call
     return [outcomes[number] for number in range(len(cases))]
 
 
-def _plan(device: TopologyDevice, model: DecoderConfig, shards: int) -> CachePlan:
+def _plan(device: TopologyDevice, model: DecoderConfig, case: Case) -> CachePlan:
     """The engine's own plan. Where that finds no room for a KV cache: one for a single request, so that it is the
     compiler that says so.
     """
-    weights = parameter_count(model, shards) * DType.BFLOAT16.itemsize
-    config = EngineConfig(max_model_len=MAX_MODEL_LEN, max_num_seqs=SEQUENCES, tensor_parallel_size=shards)
+    weights = parameter_count(model, case.shards) * DType.BFLOAT16.itemsize
+    config = EngineConfig(max_model_len=MAX_MODEL_LEN, max_num_seqs=SEQUENCES, tensor_parallel_size=case.shards)
     try:
-        return plan_cache(config, device, model, DType.BFLOAT16, weights)
+        return plan_cache(config, device, model, case.kv_dtype, weights)
     except ConfigError:
-        plan = plan_cache(config, device, model, DType.BFLOAT16)
+        plan = plan_cache(config, device, model, case.kv_dtype)
         return replace(plan, num_blocks=-(-MAX_MODEL_LEN // plan.layout.block_size) + 1)
 
 

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     for option, names in (("--chip", CHIPS), ("--model", MODELS)):
         of = f"of {', '.join(names)}; all"
         parser.add_argument(option, nargs="+", default=[], choices=names, metavar="NAME", help=of)
-    parser.add_argument("--quick", action="store_true", help="two layers of the smallest model")
+    parser.add_argument("--quick", action="store_true", help="two layers of the models")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
     parser.add_argument("--write-budgets", action="store_true", help="what is taken now becomes the budget")
     parser.add_argument("--budgets", type=Path, default=BUDGETS, metavar="FOLDER", help="where budgets lie")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from octavo.backend import KVCache
+from octavo.backend.tree import flatten
 from octavo.models.config import DecoderConfig
 from octavo.planning import CachePlan
+from octavo_xla.kv import SCALED
 
 from .instructions import read_program
 
-TOKENS, TILES, WRITE = "paged_attention_of_tokens", "paged_attention_of_tiles", "write_kv"
-"""The names of the kernels in a program: attention of sequences with one query, and of those with more."""
+TOKENS, TILES = "paged_attention_of_tokens", "paged_attention_of_tiles"
+"""The names of the kernels in a program: attention of sequences with one query, and of those with more; ..."""
+
+WRITE, WRITE_SCALES, COPY = "write_kv", "write_kv_scales", "copy_blocks"
+"""... and of what changes the KV cache."""
 
 Kernels = tuple[tuple[str, int], ...]
 """Launches of each kernel, by name."""
@@ -25,7 +32,7 @@ class Figures:
 
     seconds: of processor time, for lowering and compiling. kv_tokens: that the KV cache holds. arguments: weights, KV
     cache and inputs. aliased: of the outputs, those that take an argument's place. code: the program's own. copies:
-    what makes an array as large as a layer's KV cache.
+    what makes an array as large as one of the KV cache's, of entries or of scales.
     """
 
     seconds: float
@@ -49,10 +56,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a step has to have: the KV cache in its place, a launch of each kernel for each layer (attention has one for
-    decodes and another where there are prompts), and the least communication that tensor parallelism comes with: the
-    sum after attention and the sum after the feed-forward layers, and the vocabulary's parts where it is split.
-    """
+    """What a program has to have: the KV cache in its place, so many launches of kernels, and so much communication."""
 
     aliased: int
     kernels: Kernels
@@ -62,9 +66,18 @@ class Expected:
     copies: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: DecoderConfig, plan: CachePlan, shards: int, decode_only: bool) -> Expected:
-        """plan: of one shard."""
-        kernels = [TOKENS, WRITE] if decode_only else [TOKENS, TILES, WRITE]
+    def of_step(cls, model: DecoderConfig, plan: CachePlan, shards: int, decode_only: bool) -> Expected:
+        """A launch of each kernel for each layer (attention has one for decodes and another where there are prompts,
+        the write another for scales), and the least communication that tensor parallelism comes with: the sum after
+        attention and the sum after the feed-forward layers, and the vocabulary's parts where it is split.
+
+        plan: of one shard.
+        """
+        kernels = [TOKENS, WRITE]
+        if not decode_only:
+            kernels.append(TILES)
+        if plan.layout.dtype in SCALED:
+            kernels.append(WRITE_SCALES)
         return cls(
             aliased=plan.bytes,
             kernels=tuple((name, model.layers) for name in sorted(kernels)),
@@ -72,11 +85,16 @@ class Expected:
             all_gathers=1 if shards > 1 and not model.tied_embeddings else 0,
         )
 
+    @classmethod
+    def of_copies(cls, plan: CachePlan) -> Expected:
+        """Of blocks: a launch a layer, and nothing to say to other chips."""
+        return cls(plan.bytes, ((COPY, plan.layout.layers),), all_reduces=0, all_gathers=0)
 
-def read_figures(compiled: Any, seconds: float, plan: CachePlan) -> Figures:
-    """Of a program that jax compiled. plan: of the KV cache of one shard."""
+
+def read_figures(compiled: Any, seconds: float, plan: CachePlan, kv: KVCache) -> Figures:
+    """Of a program that jax compiled. plan: of the KV cache of one shard. kv: the cache, whose arrays are shapes."""
     memory, program = compiled.memory_analysis(), read_program(compiled.as_text())
-    layer_entries = plan.bytes // (plan.layout.layers * plan.layout.dtype.itemsize)
+    arrays, _ = flatten(kv)
     return Figures(
         seconds=round(seconds, 1),
         kv_tokens=plan.capacity,
@@ -89,5 +107,5 @@ def read_figures(compiled: Any, seconds: float, plan: CachePlan) -> Figures:
         all_reduces=program.count("all-reduce"),
         all_gathers=program.count("all-gather"),
         other_collectives=sum(program.count(opcode) for opcode in _OTHER_COLLECTIVES),
-        copies=program.copies(layer_entries),
+        copies=program.copies({prod(array.sharding.shard_shape(array.shape)) for array in arrays}),
     )

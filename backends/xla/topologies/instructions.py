@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -23,14 +23,14 @@ _UPDATES = ("scatter", "dynamic-update-slice")
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One line of HLO. entries: of the largest array that it makes. fused: whether it is a part of another one, which
+    """One line of HLO. entries: of each array that it makes. fused: whether it is a part of another one, which
     keeps nothing of what it makes in memory. calls: the computation that a fusion stands for. kernel: the name of a
     Pallas kernel, else "".
     """
 
     name: str
     opcode: str
-    entries: int
+    entries: tuple[int, ...]
     fused: bool
     calls: str
     kernel: str
@@ -51,12 +51,16 @@ class Program:
         """Launches of each Pallas kernel."""
         return Counter(each.kernel for each in self.instructions if each.kernel)
 
-    def copies(self, entries: int) -> tuple[str, ...]:
-        """What makes an array of at least so many entries, and is no kernel and no update in place."""
+    def copies(self, sizes: Collection[int]) -> tuple[str, ...]:
+        """What makes an array of as many entries as one of these arrays has, or of more than any of them, and is no
+        kernel and no update in place. The number of entries stays where a copy is made in another shape or order.
+        """
+        largest = max(sizes)
         return tuple(
             f"{each.opcode} {each.name}"
             for each in self.instructions
-            if each.entries >= entries and not each.fused and not each.kernel and not self._in_place(each)
+            if any(made in sizes or made > largest for made in each.entries)
+            and not (each.fused or each.kernel or self._in_place(each))
         )
 
     def _in_place(self, instruction: Instruction) -> bool:
@@ -75,7 +79,7 @@ def read_program(text: str) -> Program:
         elif found := _INSTRUCTION.match(line):
             calls = _FUSED.search(line)
             kernel = re.sub(r"[.\d]+$", "", found["name"]).rstrip("_") if _KERNEL in line else ""
-            entries = max(_entries(found["made"]), default=0)
+            entries = tuple(_entries(found["made"]))
             instructions.append(
                 Instruction(
                     found["name"],

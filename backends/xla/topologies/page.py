@@ -22,17 +22,18 @@ This page is written by
 which is part of `make xla-check`. It needs no TPU: libtpu compiles for chips that are not there. Each row is a whole
 step, from token ids to sampled tokens, of a model of that shape in bfloat16. It is planned, loaded and rehearsed as an
 engine does it: with all the KV cache that an engine takes unasked, for {SEQUENCES} sequences and contexts of up to
-{MAX_MODEL_LEN} tokens. The command fails where a step does not compile, where it does not fit into the chip's memory,
-and where
+{MAX_MODEL_LEN} tokens; in bfloat16 too, unless the row names another cache. Copies of blocks are what it does between
+steps where sequences share a block that one of them writes to. The command fails where a step does not compile, where
+it does not fit into the chip's memory, and where
 
 - the KV cache does not keep its place: the aliased bytes are the pool's, to the byte, and nothing makes a copy of it,
-- a layer has another number of attention and KV write kernels than it should: a launch of each, and one more of
-  attention where there are prompts beside decodes,
+- a layer has another number of attention and KV write kernels than it should: a launch of each, one more of attention
+  where there are prompts beside decodes, and one more of the write where the cache has scales; or one that copies,
 - chips talk more than they have to: two all-reduces a layer, and one all-gather of the logits where the output
   embedding is split over chips; nothing on one chip,
 - temporary memory is above its budget (`backends/xla/budgets`; `--write-budgets` renews them).
 
-`--quick` takes two layers of the small model, which is what the tests do; `--break vmem` shows that a kernel which
+`--quick` takes two layers of the models, which is what the tests do; `--break vmem` shows that a kernel which
 takes too much of a chip's vector memory fails the command.
 
 **What this does not prove.** Nothing on this page has run on a TPU. That the steps compute the right thing is shown by
@@ -53,7 +54,7 @@ def page(outcomes: Sequence[tuple[Case, Outcome]], budgets: Mapping[str, Budget]
 
 
 def _row(case: Case, outcome: Outcome) -> str:
-    head = f"| {case.shards} x {case.chip.name} ({case.topology}) | {case.model.name} | {case.step.name} |"
+    head = f"| {case.shards} x {case.chip.name} ({case.topology}) | {case.model.name} | {case.step_name} |"
     if not isinstance(outcome, Compiled):
         return f"{head} | {'does not fit' if isinstance(outcome, TooLarge) else 'does not compile'} | | | | | |"
     figures = outcome.figures
@@ -80,7 +81,8 @@ def _notes() -> Iterator[str]:
         "Seconds are the processor time of lowering and compiling one step on the machine that wrote this page. HBM is "
         "all that is in a chip's memory while the step runs: weights, KV cache, inputs, outputs, temporaries and the "
         "program. Kernels are launches of attention (of prompts, where there are any, and of decodes) and of the KV "
-        "write. The embedding is whole on each chip, also where the output embedding is tied to it. Sampled steps have "
+        "write (of entries, and of scales where there are any), or of copies. The embedding is whole on each chip, "
+        "also where the output embedding is tied to it. Sampled steps have "
         f"{_sampler()}; the others are greedy."
     )
 

@@ -15,11 +15,12 @@ from octavo.backend import AttentionMetadata
 from octavo_xla.kernels.attention import attention as public
 from octavo_xla.kernels.attention import paged_attention
 from octavo_xla.kernels.attention.sizes import TileSizes
+from octavo_xla.kernels.copy_blocks import copy_blocks
 from octavo_xla.kernels.write_kv import write_kv
 from octavo_xla.kv import LANES, PagedKV, row_lanes
 
 BLOCKS = 2048
-TOKENS, SEQUENCES, WIDTH, GROUP = 128, 16, 64, 4
+TOKENS, SEQUENCES, WIDTH, GROUP, PAIRS = 128, 16, 64, 4, 8
 
 SHAPES = {
     "bfloat16": {"kv_heads": 4, "head_size": 128, "block_size": 32, "dtype": "bfloat16", "kv_dtype": "bfloat16"},
@@ -68,11 +69,33 @@ class Arrays:
         arguments = (self.data, self.scales, self.side, self.side, self.meta[0])
         return jax.jit(write, donate_argnums=(0, 1)).lower(*arguments).compile()
 
+    def copy(self) -> Any:
+        """The compiled program, which is given the cache to keep."""
+
+        def copy(
+            data: jax.Array, scales: jax.Array | None, source: jax.Array, target: jax.Array
+        ) -> tuple[jax.Array, jax.Array | None]:
+            (kv,) = copy_blocks([PagedKV(data, scales, self.head_size)], source, target)
+            return kv.data, kv.scales
+
+        pairs = self("int32", PAIRS)
+        return jax.jit(copy, donate_argnums=(0, 1)).lower(self.data, self.scales, pairs, pairs).compile()
+
 
 def copies_of_the_cache(compiled: Any) -> list[str]:
     """Instructions that copy an array of as many entries as the pool has blocks."""
     lines = compiled.as_text().splitlines()
     return [line.strip() for line in lines if re.search(rf"\[{BLOCKS},.* copy(-start)?\(", line)]
+
+
+def assert_in_place(arrays: Arrays, compiled: Any, kernels: int) -> None:
+    """It updates the cache that it is given, by so many kernels and nothing else."""
+    cache = sum(array.size * array.dtype.itemsize for array in (arrays.data, arrays.scales) if array is not None)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < cache // 8
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == kernels
+    assert not copies_of_the_cache(compiled)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -85,21 +108,38 @@ def test_attention_compiles_and_the_pool_stays_where_it_is(tpu: Callable[[str], 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_write_compiles_and_is_in_place(tpu: Callable[[str], Any], shape: str) -> None:
     arrays = Arrays(tpu("v5e"), **SHAPES[shape])
-    compiled = arrays.write()
-    cache = sum(array.size * array.dtype.itemsize for array in (arrays.data, arrays.scales) if array is not None)
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= cache
-    assert memory.temp_size_in_bytes < cache // 8
-    kernels = 1 if arrays.scales is None else 2
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == kernels
-    assert not copies_of_the_cache(compiled)
+    assert_in_place(arrays, arrays.write(), kernels=1 if arrays.scales is None else 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_copies_of_blocks_compile_and_are_in_place(tpu: Callable[[str], Any], shape: str) -> None:
+    arrays = Arrays(tpu("v5e"), **SHAPES[shape])
+    assert_in_place(arrays, arrays.copy(), kernels=1)
 
 
 @pytest.mark.parametrize("generation", ["v5p", "v6e"])
 def test_later_generations_compile_too(tpu: Callable[[str], Any], generation: str) -> None:
     arrays = Arrays(tpu(generation), **SHAPES["float8"])
-    arrays.attention(decode_only=True, cores=2)
-    arrays.write()
+    assert not copies_of_the_cache(arrays.attention(decode_only=True, cores=2))
+    assert_in_place(arrays, arrays.write(), kernels=2)
+    assert_in_place(arrays, arrays.copy(), kernels=1)
+
+
+def test_scales_that_would_fit_vmem_are_not_brought_there(tpu: Callable[[str], Any]) -> None:
+    """XLA would do so on a v6e, which has 128 MiB: there and back in every step."""
+    arrays = Arrays(tpu("v6e"), **SHAPES["float8"])
+
+    def write(layers: list[tuple[Any, ...]], side: jax.Array, slots: jax.Array) -> list[tuple[Any, ...]]:
+        written = []
+        for data, scales in layers:
+            side = side * 2
+            kv = write_kv(PagedKV(data, scales, arrays.head_size), side, side, slots)
+            written.append((kv.data, kv.scales))
+        return written
+
+    layers = [(arrays.data, arrays.scales)] * 4
+    compiled = jax.jit(write, donate_argnums=0).lower(layers, arrays.side, arrays.meta[0]).compile()
+    assert not copies_of_the_cache(compiled)
 
 
 def test_a_kernel_over_its_vmem_does_not_compile(tpu: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,17 +37,17 @@ def program(function: Any, *arguments: Any, donated: tuple[int, ...] = (0,)) -> 
 
 def test_a_cache_that_is_donated_and_updated_in_place_is_not_copied() -> None:
     found = program(lambda kv: written(kv, rows()), pool(BLOCKS, mesh()))
-    assert found.copies(ENTRIES) == ()
+    assert found.copies({ENTRIES}) == ()
 
 
 def test_a_cache_that_is_not_donated_is_seen_to_be_copied() -> None:
     found = program(lambda kv: written(kv, rows()), pool(BLOCKS, mesh()), donated=())
-    assert any(copy.startswith("copy") for copy in found.copies(ENTRIES))
+    assert any(copy.startswith("copy") for copy in found.copies({ENTRIES}))
 
 
 def test_a_cache_that_is_made_anew_by_a_fusion_is_seen_to_be_copied() -> None:
     found = program(lambda kv: jnp.where(kv > 0, kv * 2, kv), pool(BLOCKS, mesh()))
-    assert any(copy.startswith("fusion") for copy in found.copies(ENTRIES))
+    assert any(copy.startswith("fusion") for copy in found.copies({ENTRIES}))
 
 
 def test_each_sum_over_chips_is_counted() -> None:

@@ -119,7 +119,8 @@ def _run(
         fresh, _, target, buffer, read, written = refs[len(scalars) :]
         _write_tile(listed, fresh, Groups(listed, sizes, block_size, target, buffer, read, written))
 
-    return pl.pallas_call(
+    # In HBM also where all of it would fit VMEM (128 MiB on a v6e): XLA would bring it there and back in every step.
+    updated = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
@@ -135,12 +136,13 @@ def _run(
                 pltpu.SemaphoreType.DMA((sizes.buffers,)),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct(pool.shape, pool.dtype),
+        out_shape=pltpu.HBM(pool.shape, pool.dtype),
         input_output_aliases={len(scalars) + 1: 0},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="write_kv" if pool.ndim == 4 else "write_kv_scales",
     )(*scalars, tiles, pool)
+    return lax.optimization_barrier(updated)  # without one XLA fails where this is all that a program returns
 
 
 @dataclass(frozen=True, slots=True)

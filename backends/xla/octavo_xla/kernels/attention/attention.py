@@ -17,7 +17,7 @@ from octavo.backend import AttentionMetadata, UnsupportedError
 from octavo_xla.kernels.attention.kernel import Scoring, run
 from octavo_xla.kernels.attention.sizes import Geometry, TileSizes, tile_sizes
 from octavo_xla.kernels.attention.tiles import into_tiles, out_of_tiles, sinks_by_row
-from octavo_xla.kernels.attention.work import work_list
+from octavo_xla.kernels.attention.work import cores_in_use, work_list
 from octavo_xla.kernels.tiling import SMEM_TABLE_BYTES, round_up
 from octavo_xla.kv import PagedKV
 
@@ -115,7 +115,8 @@ class _Call:
     ) -> jax.Array:
         """Attention of sequences whose queries are starts .. ends - 1 of `queries`."""
         tokens, scoring = round_up(len(queries), sizes.tokens), self.scoring
-        work = work_list(starts, ends, meta.context_lengths, tokens, sizes.tokens, scoring.window, self.cores)
+        cores = cores_in_use(tokens // sizes.tokens, self.cores)
+        work = work_list(starts, ends, meta.context_lengths, tokens, sizes.tokens, scoring.window, cores)
         tiles = into_tiles(queries, self.geometry, sizes)
         sinks = None if self.sinks is None else sinks_by_row(self.sinks, self.geometry, sizes)
         out = run(self.geometry, sizes, scoring, work, meta.block_tables, tiles, self.kv, sinks, self.interpret)

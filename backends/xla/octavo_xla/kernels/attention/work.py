@@ -38,7 +38,7 @@ def work_list(
     """The work of sequences whose queries are tokens starts .. ends - 1 of `tokens`, in ascending order.
 
     starts, ends, context_lengths int32 [sequences]; a sequence with starts == ends has no work. tile: tokens of a tile;
-    it divides `tokens`. cores: each takes an equal number of tiles.
+    it divides `tokens`. cores: each takes an equal number of tiles, the last one what is left (see `cores_in_use`).
     """
     sequences, tiles = starts.shape[0], tokens // tile
     first_tile = starts // tile
@@ -58,6 +58,13 @@ def work_list(
     inner = jnp.sum((chosen[None, :] < borders[:, None]) & real[None, :], axis=1, dtype=jnp.int32)
     first = jnp.concatenate([jnp.zeros(1, jnp.int32), inner, until[-1:]])
     return WorkList(first, chosen, sequence, rows_from, rows_to, position, keys_from, position + rows_to)
+
+
+def cores_in_use(tiles: int, cores: int) -> int:
+    """Of so many cores, those that get a tile where each takes an equal number: there are none beyond them. A core
+    without a tile of its own would still write one back, over what another core computes.
+    """
+    return -(-tiles // -(-tiles // cores))
 
 
 def most_items(tiles: int, tile: int, sequences: int) -> int:
