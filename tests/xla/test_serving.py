@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,20 @@ def test_one_line_of_the_configuration_serves_it_and_the_real_client_is_answered
     finally:
         server.terminate()
         assert server.wait(60) == 0
+
+
+def test_an_interrupt_while_it_compiles_ends_generate_without_a_crash(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    options = ["--backend", "xla", "--backend-options", "cache=off", "--prompt", "One, two,"]
+    with log.open("wb") as stderr:
+        command = [sys.executable, "-m", "octavo_server", "generate", "demo", *options]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    while "loading weights" not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.2)
+    time.sleep(5.0)  # somewhere in the first compilation: wherever it is, this is how it ends
+    process.send_signal(signal.SIGINT)
+    assert process.wait(240) == 130
 
 
 def _url(server: subprocess.Popen[bytes], log: Path) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
-from octavo_xla.program_cache import ProgramCache
+from octavo_xla.program_cache import ProgramCache, kept_in
 
 COMPILER_OPTIONS: Mapping[str, Any] = MappingProxyType({"xla_allow_excess_precision": False})
 """bfloat16 results are rounded where the contract rounds them: draws do not depend on what XLA fuses."""
@@ -25,7 +26,7 @@ class Compilations:
     """Compiles programs and counts them.
 
     cache: where they are kept, None for nowhere. count: of all programs; read: of those, the ones that came from the
-    cache. seconds: spent on all of them.
+    cache. seconds: spent on all of them. compiling: whether one is under way; another thread may read it.
     """
 
     def __init__(self, cache: ProgramCache | None) -> None:
@@ -33,6 +34,7 @@ class Compilations:
         self.count = 0
         self.read = 0
         self.seconds = 0.0
+        self.compiling = False
 
     def compile(self, name: str, jitted: Any, arguments: Sequence[Any]) -> Callable[..., Any]:
         """A program for arguments of these shapes. name: what it is, for the log."""
@@ -43,14 +45,12 @@ class Compilations:
                 hits.append(event)
 
         started = time.perf_counter()
-        jax.monitoring.register_event_listener(listen)
+        self.compiling = True
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with kept_in(self.cache), self._cache_warnings(), _heard(listen):
                 program: Callable[..., Any] = jitted.lower(*arguments).compile()
         finally:
-            jax.monitoring.unregister_event_listener(listen)
-        self._explain(caught)
+            self.compiling = False
         taken = time.perf_counter() - started
         self.count += 1
         self.read += bool(hits)
@@ -64,10 +64,42 @@ class Compilations:
         compiled = self.count - self.read
         return f"{compiled} programs were compiled and {self.read} read from the cache, in {self.seconds:.1f} s."
 
-    def _explain(self, caught: Sequence[warnings.WarningMessage]) -> None:
-        """What jax says of its cache as one sentence; what else it says, as it says it."""
-        for each in caught:
-            if "persistent compilation cache" not in str(each.message):
-                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-            elif self.cache is not None:
-                _log.warning(self.cache.discard(str(each.message)))
+    @contextmanager
+    def _cache_warnings(self) -> Iterator[None]:
+        """What jax says of its cache is logged as a sentence at once, before it writes what it could not read. What
+        else is said comes after, as it was said.
+        """
+        since = time.time()
+        others: list[tuple[Any, ...]] = []
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if self.cache is not None and "persistent compilation cache" in str(message):
+                _log.warning("%s", self.cache.mend(str(message), since))
+            else:
+                others.append((message, category, filename, lineno))
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.showwarning = show
+                yield
+        finally:
+            for each in others:
+                warnings.warn_explicit(*each)
+
+
+@contextmanager
+def _heard(listener: Callable[..., None]) -> Iterator[None]:
+    """A listener to jax's events, for a while."""
+    jax.monitoring.register_event_listener(listener)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_listener(listener)

@@ -72,14 +72,14 @@ class XlaDevice(Device):
         self._compiler = StepCompiler(self.mesh, self._downloads, compilations)
         self.collectives = MeshCollectives(self.mesh.size)
         first = self.mesh.devices[0]
-        self.ops: Ops = EagerOps(operations(kernel, first.device_kind), self.mesh)
+        self.ops: Ops = EagerOps(operations(kernel, first.device_kind), self.mesh, compilations)
         notes = [f"Kernel {kernel.value} on platform {platform.value}."]
         if self.mesh.size > 1:
             notes.append(
                 f"A mesh of {self.mesh.size} devices: weights and KV heads are split, one program runs on all."
             )
         if (cache := compilations.cache) is not None:
-            notes.append(cache.note or f"Compiled programs are kept in {cache.folder}.")
+            notes.append(cache.note)
         self.info = DeviceInfo(
             backend="xla",
             name=first.device_kind,
@@ -112,7 +112,6 @@ class XlaDevice(Device):
             ) from error
 
     def allocate_kv(self, layout: KVLayout, blocks: int) -> KVCache:
-        self._check_kv(layout)
         asked, free = blocks * self.kv_block_bytes(layout), self.memory().free
         if asked > free:
             raise DeviceOutOfMemoryError(f"A KV cache of {asked:,} bytes does not fit: {free:,} are free.")
@@ -124,6 +123,8 @@ class XlaDevice(Device):
     # ------------------------------------------------------------------------------------------------- optional
 
     def kv_block_bytes(self, layout: KVLayout) -> int:
+        """Raises UnsupportedError for a layout that cannot be: the cache is planned before weights are loaded."""
+        self._check_kv(layout)
         return block_bytes(layout, padded=self._padded)
 
     def prepare(self, weight: Weight, role: WeightRole) -> Weight:
@@ -132,6 +133,10 @@ class XlaDevice(Device):
     def stage(self, inputs: StepInputs) -> StepInputs:
         """The arrays as they are: the compiled step sends them, all in one transfer."""
         return inputs
+
+    @property
+    def compiling(self) -> bool:
+        return self.compilations.compiling
 
     def compile(self, step: Step, bucket: Bucket) -> Step:
         return self._compiler.compile(step, bucket)

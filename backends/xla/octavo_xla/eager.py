@@ -1,6 +1,7 @@
 """Operations that are called outside of a program: each becomes a program of its own.
 
-Core calls some so (`copy_blocks`), and conformance all of them. Inside a program they are traced as they are.
+Core calls some so (`copy_blocks`), and conformance all of them. Their programs are compiled, counted and kept as steps
+are. Inside a program they are traced as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from jax.sharding import PartitionSpec
 
 from octavo.backend import Array, Ops
 from octavo.backend.tree import flatten, unflatten
-from octavo_xla.compiling import COMPILER_OPTIONS
+from octavo_xla.compiling import COMPILER_OPTIONS, Compilations
+from octavo_xla.donation import taken_over
 from octavo_xla.mesh import ShardMesh, spec_of
+from octavo_xla.packing import form
 
 _IN_PLACE = ("write_kv", "copy_blocks", "rotary_write_kv")
 """Those that take the KV cache over: it is donated."""
@@ -23,23 +26,26 @@ _IN_PLACE = ("write_kv", "copy_blocks", "rotary_write_kv")
 class EagerOps(Ops):
     """`ops` on the arrays of a mesh, traced or not."""
 
-    def __init__(self, ops: Ops, mesh: ShardMesh) -> None:
-        self._ops, self._mesh = ops, mesh
-        self._programs: dict[Hashable, tuple[Callable[..., Any], list[Hashable]]] = {}
+    def __init__(self, ops: Ops, mesh: ShardMesh, compilations: Compilations) -> None:
+        self._ops, self._mesh, self._compilations = ops, mesh, compilations
+        self._programs: dict[Hashable, tuple[Callable[..., Any], Hashable]] = {}
 
     def run(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """One operation, by name."""
+        """One operation, by name. Raises DeviceLostError where it fails with a KV cache that it had taken over."""
         leaves, structure = flatten((arguments, keywords))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return getattr(self._ops, name)(*arguments, **keywords)
         donated = self._donated(name, arguments, leaves)
-        if (found := self._programs.get((name, structure, donated))) is None:
-            found = self._programs[name, structure, donated] = self._build(name, structure, donated, leaves)
-        program, results = found
-        taken = [leaf for index, leaf in enumerate(leaves) if index in donated]
-        given = [leaf for index, leaf in enumerate(leaves) if index not in donated]
-        returned = program(taken, given)  # the first call traces it, which tells what it returns
-        return unflatten(results[0], returned)
+        key = (name, structure, donated, tuple(map(_kind, leaves)))
+        if (found := self._programs.get(key)) is None:
+            found = self._programs[key] = self._build(name, structure, donated, leaves)
+        program, result = found
+        taken, given = _parted(leaves, donated)
+        with taken_over(f"{name} outside of a step", taken):
+            returned = program(taken, given)
+        return unflatten(result, returned)
+
+    # ---------------------------------------------------------------------------------------------------- details
 
     def _donated(self, name: str, arguments: tuple[Any, ...], leaves: Sequence[Any]) -> tuple[int, ...]:
         """Which leaves are the KV cache's."""
@@ -51,7 +57,8 @@ class EagerOps(Ops):
 
     def _build(
         self, name: str, structure: Hashable, donated: tuple[int, ...], leaves: Sequence[Any]
-    ) -> tuple[Callable[..., Any], list[Hashable]]:
+    ) -> tuple[Callable[..., Any], Hashable]:
+        """The program, and the structure of what it returns."""
         results: list[Hashable] = []
         operation = getattr(self._ops, name)
 
@@ -63,6 +70,7 @@ class EagerOps(Ops):
             results[:] = [kind]
             return result
 
+        program.__name__ = name  # names it on disk, too
         whole: Callable[..., Any] = program
         if donated and self._mesh.size > 1:
             # Each shard has heads of its own, and writes what it is given to them.
@@ -71,7 +79,20 @@ class EagerOps(Ops):
             whole = jax.shard_map(
                 program, mesh=self._mesh.mesh, in_specs=(specs, everywhere), out_specs=specs, check_vma=False
             )
-        return jax.jit(whole, donate_argnums=(0,), compiler_options=dict(COMPILER_OPTIONS)), results
+        jitted = jax.jit(whole, donate_argnums=(0,), compiler_options=dict(COMPILER_OPTIONS))
+        compiled = self._compilations.compile(f"{name} outside of a step", jitted, _parted(leaves, donated))
+        return compiled, results[0]
+
+
+def _parted(leaves: Sequence[Any], donated: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
+    """Those that are donated, and the others."""
+    taken = [leaf for index, leaf in enumerate(leaves) if index in donated]
+    return taken, [leaf for index, leaf in enumerate(leaves) if index not in donated]
+
+
+def _kind(leaf: Any) -> Hashable:
+    """What a program is compiled for: an array's shape, dtype, whether that gives way to others, and place."""
+    return form(leaf), getattr(leaf, "weak_type", False), getattr(leaf, "sharding", None)
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -46,10 +46,19 @@ class ShardMesh:
         return jnp.full(shape, value, dtype, device=sharding)
 
     def place(self, sharding: NamedSharding, shape: tuple[int, ...], parts: Sequence[np.ndarray]) -> Array:
-        """One array of the devices' parts, each a host array; the whole one, once, where `sharding` is `whole`."""
-        shards = parts if len(parts) == self.size else [parts[0]] * self.size
-        on_devices = [jax.device_put(part, device) for part, device in zip(shards, self.devices, strict=True)]
+        """One array of the devices' parts, each a host array; the whole one, once, where `sharding` is `whole`.
+
+        A part is taken when the one before is on its device and held no longer: where `parts` makes them, there is one
+        at a time.
+        """
+        split = len(parts) == self.size
+        on_devices = [_sent(parts[rank if split else 0], device) for rank, device in enumerate(self.devices)]
         return jax.make_array_from_single_device_arrays(shape, sharding, on_devices)
+
+
+def _sent(part: np.ndarray, device: Any) -> Array:
+    """A host array on a device, arrived: jax holds on to it no longer."""
+    return jax.device_put(part, device).block_until_ready()
 
 
 class MeshCollectives(Collectives):

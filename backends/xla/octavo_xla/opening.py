@@ -7,13 +7,17 @@ from typing import Any
 
 import jax
 
-from octavo.backend import BackendUnavailableError
+from octavo.backend import BackendUnavailableError, UnsupportedError
 from octavo_xla.options import XlaOptions
 from octavo_xla.platforms import Platform, missing
 
+_THREADS_A_CORE = 16
+"""More threads than these for each core only wait for each other, and thousands take minutes to start."""
+
 
 def open_platform(options: XlaOptions, threads: int | None = None) -> list[Any]:
-    """The devices of a platform. Raises BackendUnavailableError where it is not here, with what is missing.
+    """The devices of a platform. Raises BackendUnavailableError where it is not here, with what is missing,
+    UnsupportedError for more threads than the host takes.
 
     threads: of the host, where that computes; the first that opens the backend in a process decides.
     """
@@ -27,6 +31,7 @@ def open_platform(options: XlaOptions, threads: int | None = None) -> list[Any]:
     if platform is Platform.CPU:
         _pretend(options.host_devices)
         if threads is not None:
+            _check_threads(threads)
             os.environ["NPROC"] = str(threads)  # what XLA's host client sizes its pool by
     # A platform that is not named is not brought up: a TPU belongs to one process at a time.
     jax.config.update("jax_platforms", platform.value)
@@ -42,6 +47,15 @@ def open_platform(options: XlaOptions, threads: int | None = None) -> list[Any]:
             f"{options.host_devices} has to be asked for by the first that opens backend 'xla'."
         )
     return devices
+
+
+def _check_threads(threads: int) -> None:
+    cores = os.cpu_count() or 1
+    most = _THREADS_A_CORE * cores
+    if not 1 <= threads <= most:
+        raise UnsupportedError(
+            f"threads = {threads} was asked for; this machine of {cores} cores takes 1 to {most} of them."
+        )
 
 
 def _pretend(devices: int) -> None:

@@ -53,13 +53,24 @@ def _host_devices(text: str, platform: Platform) -> int:
             f"Option host_devices of backend 'xla' is a number of devices, from 1 to {_LARGEST_HOST}, and is {text!r}."
         )
     if number > 1 and platform is not Platform.CPU:
-        raise UnsupportedError(f"Option host_devices of backend 'xla' is for platform cpu; platform is {platform}.")
+        raise UnsupportedError(
+            f"Option host_devices of backend 'xla' is for platform cpu; platform is {platform.value}."
+        )
     return number
 
 
 def _cache(text: str | None) -> Path | None:
-    if text == "off":
+    asked = text or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "octavo", "xla")
+    if asked.lower() == "off":
         return None
-    if text:
-        return Path(text).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo" / "xla"
+    if "://" in asked:
+        raise UnsupportedError(
+            f"Option cache of backend 'xla' is a folder of this machine, or off for none, and is {asked!r}."
+        )
+    try:
+        return Path(asked).expanduser()
+    except RuntimeError as error:
+        raise UnsupportedError(
+            f"Option cache of backend 'xla' is a folder, or off for none: {asked!r} has a home directory that there is "
+            "not."
+        ) from error

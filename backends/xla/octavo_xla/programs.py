@@ -1,16 +1,17 @@
 """Compiled steps: one program for each shape in use, over a donated KV cache, with one transfer in and one out.
 
 A program is named by what is static in a step: its tokens, its rows, and what the sampler does. The sizes that only
-say how much of the block tables is used (sequences, blocks) are padded to the largest met so far: the operations of
-this backend look no further than the contexts go, so a wide table costs them nothing, and a compilation costs seconds.
+say how much of the block tables is used (sequences, blocks) are padded beyond the largest met so far (`tables`): the
+operations of this backend look no further than the contexts go, so a wide table costs them little, and a compilation
+costs seconds.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +19,7 @@ from jax.sharding import PartitionSpec
 
 from octavo.backend import (
     Array,
-    AttentionMetadata,
     Bucket,
-    DeviceLostError,
     DeviceOutOfMemoryError,
     KVCache,
     Step,
@@ -28,22 +27,13 @@ from octavo.backend import (
 )
 from octavo.backend.tree import flatten, unflatten
 from octavo_xla.compiling import COMPILER_OPTIONS, Compilations
+from octavo_xla.donation import taken_over
 from octavo_xla.downloads import Downloads
 from octavo_xla.fitting import StepSizes, explanation
 from octavo_xla.mesh import ShardMesh, spec_of
-from octavo_xla.packing import Packing, form, packable, packed
-
-
-@dataclass(slots=True)
-class TableSize:
-    """The most sequences and blocks that a step had so far."""
-
-    sequences: int = 0
-    blocks: int = 0
-
-    def grow(self, meta: AttentionMetadata) -> None:
-        sequences, blocks = meta.block_tables.shape
-        self.sequences, self.blocks = max(self.sequences, sequences), max(self.blocks, blocks)
+from octavo_xla.naming import step_name
+from octavo_xla.packing import Form, Packing, form, packable, packed
+from octavo_xla.tables import StepTables, TableSize
 
 
 class StepCompiler:
@@ -58,31 +48,64 @@ class StepCompiler:
     def compile(self, step: Step, bucket: Bucket) -> Step:
         programs = self._programs.get(id(step))
         if programs is None:
-            programs = self._programs[id(step)] = StepPrograms(step, self)
+            programs = self._programs[id(step)] = StepPrograms(step, bucket.variant, self)
         return programs
 
+    def widened(self, inputs: StepInputs) -> StepInputs:
+        """The inputs with block tables as wide as all steps have them. Programs of narrower ones are let go: no step
+        will be of their shape again.
+        """
+        if self.tables.grow(inputs.attention):
+            for programs in list(self._programs.values()):
+                programs.forget_outgrown()
+        widened = self.tables.widened(inputs.attention)
+        return inputs if widened is inputs.attention else replace(inputs, attention=widened)
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class _Program:
-    """A step of one shape. results: the structures of its outputs and of the KV cache; known once it is traced."""
+    """A step of one shape. results: the structures of its outputs and of the KV cache, and which outputs are sent."""
 
     run: Callable[..., Any]
-    results: list[tuple[Hashable, Hashable, Packing, tuple[int, ...]]] = field(default_factory=list)
+    results: tuple[Hashable, Hashable, Packing, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A step that did not compile. Its words are kept, and no exception, which would hold the arrays of its frames."""
+
+    kind: type[Exception]
+    words: str
+
+    def error(self) -> Exception:
+        return self.kind(self.words)
+
+
+class _Key(NamedTuple):
+    """What names a program. forms: of the arrays that are not packed, the KV cache's and others."""
+
+    tables: StepTables
+    kv: Hashable
+    inputs: Hashable
+    packing: Packing
+    packed: tuple[int, ...]
+    forms: tuple[tuple[Form, ...], tuple[Form, ...]]
 
 
 class StepPrograms:
-    """One step of core's, as programs; it is called like the step."""
+    """One step of core's, as programs; it is called like the step. variant: what else is static in it, for names."""
 
-    def __init__(self, step: Step, compiler: StepCompiler) -> None:
-        self._step = step
+    def __init__(self, step: Step, variant: Any, compiler: StepCompiler) -> None:
+        self._step, self._variant = step, variant
         self._compiler = compiler
-        self._programs: dict[Hashable, _Program] = {}
+        self._programs: dict[_Key, _Program | _Failure] = {}
         self._weights: tuple[Any, list[Array], Hashable] | None = None
 
     def __call__(self, weights: Any, kv: KVCache, inputs: StepInputs) -> tuple[Any, KVCache]:
         weight_leaves, weight_structure = self._flat_weights(weights)
         kv_leaves, kv_structure = flatten(kv)
-        leaves, structure = flatten(self._widened(inputs))
+        inputs = self._compiler.widened(inputs)
+        leaves, structure = flatten(inputs)
         on_host = [index for index, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and packable(leaf)]
         chosen = frozenset(on_host)
         others = [leaf for index, leaf in enumerate(leaves) if index not in chosen]
@@ -91,19 +114,18 @@ class StepPrograms:
         words = self._compiler.mesh.upload(packing.pack([leaves[index] for index in on_host]))
         arguments = (weight_leaves, kv_leaves, words, others)
         forms = tuple(map(form, kv_leaves)), tuple(map(form, others))
-        key = (kv_structure, structure, packing, call.packed, forms)
-        program = self._programs.get(key)
-        if program is None:
-            program = self._programs[key] = self._build(call, arguments, inputs)
-        try:
+        key = _Key(StepTables.of(inputs.attention), kv_structure, structure, packing, call.packed, forms)
+        program = self._program(key, call, arguments, inputs)
+        with taken_over("A step", kv_leaves):
             outputs, sent, kept = program.run(*arguments)
-        except Exception as error:
-            if any(leaf.is_deleted() for leaf in kv_leaves):
-                raise DeviceLostError(f"A step failed after it had taken the KV cache: {error}") from error
-            raise
-        output_structure, kv_result, sent_packing, sent_indices = program.results[0]
+        output_structure, kv_result, sent_packing, sent_indices = program.results
         self._compiler.downloads.begin([outputs[index] for index in sent_indices], sent, sent_packing)
         return unflatten(output_structure, outputs), unflatten(kv_result, kept)
+
+    def forget_outgrown(self) -> None:
+        """Let go of the programs whose block tables are smaller than those of any step to come."""
+        for key in [key for key in self._programs if self._compiler.tables.outgrows(key.tables)]:
+            del self._programs[key]
 
     # ---------------------------------------------------------------------------------------------------- details
 
@@ -114,24 +136,18 @@ class StepPrograms:
             self._programs.clear()
         return self._weights[1], self._weights[2]
 
-    def _widened(self, inputs: StepInputs) -> StepInputs:
-        """The inputs with block tables of the largest size so far, where they are on the host still."""
-        meta, tables = inputs.attention, self._compiler.tables
-        tables.grow(meta)
-        count, width = meta.block_tables.shape
-        arrays = (meta.block_tables, meta.query_starts, meta.context_lengths)
-        if (count, width) == (tables.sequences, tables.blocks) or not all(
-            isinstance(array, np.ndarray) for array in arrays
-        ):
-            return inputs
-        missing = tables.sequences - count
-        wide = replace(
-            meta,
-            block_tables=np.pad(meta.block_tables, ((0, missing), (0, tables.blocks - width))),
-            query_starts=np.pad(meta.query_starts, (0, missing), mode="edge"),
-            context_lengths=np.pad(meta.context_lengths, (0, missing)),
-        )
-        return replace(inputs, attention=wide)
+    def _program(self, key: _Key, call: _Call, arguments: Sequence[Any], inputs: StepInputs) -> _Program:
+        """Compiled when it is first asked for, whether that succeeds or not: it would take as long to fail again."""
+        found = self._programs.get(key)
+        if isinstance(found, _Failure):
+            raise found.error()
+        if found is None:
+            try:
+                found = self._programs[key] = self._build(call, arguments, inputs)
+            except jax.errors.JaxRuntimeError as error:
+                failure = self._programs[key] = self._failure(error, arguments, inputs)
+                raise failure.error() from error
+        return found
 
     def _build(self, call: _Call, arguments: Sequence[Any], inputs: StepInputs) -> _Program:
         results: list[Any] = []
@@ -146,6 +162,7 @@ class StepPrograms:
             results[:] = [(structure, kept_structure, Packing.of([leaves[index] for index in sent]), sent)]
             return leaves, packed([leaves[index] for index in sent]), kept_leaves
 
+        program.__name__ = name = step_name(inputs, self._variant)
         mesh = self._compiler.mesh
         whole: Callable[..., Any] = program
         if mesh.size > 1:
@@ -158,20 +175,15 @@ class StepPrograms:
                 out_specs=(everywhere, everywhere, kv_specs),
                 check_vma=False,  # what is the same on all shards is so by the model's own all-reduces
             )
-        meta = inputs.attention
-        name = (
-            f"{len(inputs.token_ids)} tokens, {len(inputs.logit_rows)} rows, "
-            f"{'decodes' if meta.decode_only else 'prefills too'}"
-        )
         jitted = jax.jit(whole, donate_argnums=(1,), compiler_options=dict(COMPILER_OPTIONS))
-        try:
-            return _Program(self._compiler.compilations.compile(name, jitted, arguments), results)
-        except jax.errors.JaxRuntimeError as error:
-            weights, kv = arguments[:2]
-            sizes = StepSizes.of(len(inputs.token_ids), meta.decode_only, weights, kv, mesh.size)
-            if (sentence := explanation(str(error), sizes)) is None:
-                raise
-            raise DeviceOutOfMemoryError(sentence) from error
+        run = self._compiler.compilations.compile(name, jitted, arguments)
+        return _Program(run, results[0])
+
+    def _failure(self, error: jax.errors.JaxRuntimeError, arguments: Sequence[Any], inputs: StepInputs) -> _Failure:
+        weights, kv = arguments[:2]
+        tokens, decode_only = len(inputs.token_ids), inputs.attention.decode_only
+        sentence = explanation(str(error), StepSizes.of(tokens, decode_only, weights, kv, self._compiler.mesh.size))
+        return _Failure(type(error), str(error)) if sentence is None else _Failure(DeviceOutOfMemoryError, sentence)
 
 
 @dataclass(frozen=True, slots=True)

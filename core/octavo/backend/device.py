@@ -181,7 +181,7 @@ class Device(ABC):
 
     @property
     def compiling(self) -> bool:
-        """(optional) Whether the device compiles now: a step that takes minutes for that is none of a device that hangs.
+        """(optional) Whether the device compiles now: a step that takes minutes for that is no hanging device.
 
         Read by another thread, at any time. The default is for devices that compile in moments, or never.
         """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from octavo.backend import ArraySource, ConcatenatedSource, DeviceConfig, DType,
 from octavo.backend.discovery import open_device
 from octavo.errors import ModelError
 from octavo_conformance.oracles.models import ModelSpec, tiny_model
+from octavo_xla.mesh import ShardMesh
 
 PROMPTS = [[1, 2, 3], [5] * 70, [9, 8, 7, 6]]
 PARAMS = [
@@ -57,10 +61,8 @@ def test_a_fused_weight_is_split_part_by_part() -> None:
         np.testing.assert_array_equal(np.asarray(shard.data), np.concatenate([q[mine], k[mine]]))
 
 
-def test_only_one_shard_is_read_at_a_time() -> None:
+def test_each_shard_is_read_for_itself_and_never_the_whole() -> None:
     class Watched(ArraySource):
-        live = most = 0
-
         def shard(self, rank: int, size: int) -> Any:
             return _Part(self, rank, size)
 
@@ -68,10 +70,9 @@ def test_only_one_shard_is_read_at_a_time() -> None:
         def __init__(self, whole: Watched, rank: int, size: int) -> None:
             rows = whole.shape[0] // size
             super().__init__("part", whole.read()[rank * rows : (rank + 1) * rows], 0)
-            self.reads = read
 
         def read(self) -> np.ndarray:
-            self.reads.append(self.shape)
+            read.append(self.shape)
             return super().read()
 
     read: list[tuple[int, ...]] = []
@@ -79,7 +80,48 @@ def test_only_one_shard_is_read_at_a_time() -> None:
         DeviceConfig(backend="xla", tensor_parallel_size=2, options={"cache": "off", "host_devices": "2"})
     ).device
     device.load(Watched("whole", np.ones((6, 3), np.float32), 0), DType.BFLOAT16)
-    assert read == [(3, 3), (3, 3)]  # each part for itself, and never the whole
+    assert read == [(3, 3), (3, 3)]
+
+
+def test_a_shard_is_on_its_device_and_forgotten_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parts(Sequence[np.ndarray]):
+        """Made when they are asked for, as a checkpoint's are."""
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+            value = (7, 8)[index]
+            events.append(f"{value} read beside {sum(part() is not None for part in made)}")
+            part = _copied_by_jax(1 << 20)
+            part[:] = value
+            made.append(weakref.ref(part))
+            return part
+
+    class Arriving:
+        """What jax gives back before the transfer is done; the host's own are done at once."""
+
+        def __init__(self, array: jax.Array) -> None:
+            self.array = array
+
+        def block_until_ready(self) -> jax.Array:
+            events.append(f"{self.array[0]:.0f} arrived")
+            return self.array
+
+    mesh, put = ShardMesh(jax.devices(), 2), jax.device_put
+    events: list[str] = []
+    made: list[weakref.ref[np.ndarray]] = []
+    monkeypatch.setattr(jax, "device_put", lambda part, device: Arriving(put(part, device)))
+    whole = mesh.place(mesh.split(0), (2 << 20,), Parts())
+    assert events == ["7 read beside 0", "7 arrived", "8 read beside 0", "8 arrived"]
+    assert [shard.data[0] for shard in whole.addressable_shards] == [7, 8]
+
+
+def _copied_by_jax(entries: int) -> np.ndarray:
+    """float32 [entries] where jax's host devices would not use it in place: they want 64 bytes' alignment."""
+    memory = np.empty(entries + 16, np.float32)
+    start = next(index for index in range(16) if memory[index:].ctypes.data % 64)
+    return memory[start : start + entries]
 
 
 def test_a_model_that_does_not_divide_is_refused_with_the_sizes_that_would() -> None:

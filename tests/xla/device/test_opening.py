@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from octavo.backend import BackendError, DeviceConfig
+from octavo.backend import BackendError, DeviceConfig, DType, KVLayout, UnsupportedError
 from octavo.backend.discovery import discover, open_device
+from octavo_xla.options import XlaOptions
 
 OFF = {"cache": "off"}
 
@@ -22,8 +23,12 @@ OFF = {"cache": "off"}
         ({"options": {"platform": "abacus"}}, "is auto, cpu, gpu, tpu, and is 'abacus'"),
         ({"options": {"speed": "11"}}, "has no option 'speed'; it has: platform, host_devices, cache"),
         ({"options": {"host_devices": "0"}}, "from 1 to 64, and is '0'"),
-        ({"options": {"platform": "tpu", "host_devices": "2"}}, "is for platform cpu"),
+        ({"options": {"platform": "tpu", "host_devices": "2"}}, "is for platform cpu; platform is tpu."),
         ({"options": {"host_devices": "8", **OFF}}, "brought up as 2 devices in this process"),
+        ({"options": {"cache": "gs://bucket/x"}}, "is a folder of this machine, or off for none, and is 'gs://bucket/x'."),
+        ({"options": {"cache": "~nosuchuser/x"}}, "'~nosuchuser/x' has a home directory that there is not."),
+        ({"options": OFF, "threads": 100_000}, "threads = 100000 was asked for; this machine of "),
+        ({"options": OFF, "threads": 0}, "threads = 0 was asked for; this machine of "),
         ({"options": OFF, "tensor_parallel_size": 3}, "A mesh of 3 devices was asked for"),
         ({"options": OFF, "index": 1, "tensor_parallel_size": 2}, "1 is there, which is the largest"),
         ({"options": OFF, "kernel": "pallas"}, "Pallas kernels need a TPU"),
@@ -51,6 +56,19 @@ def test_the_probe_says_which_operations_the_platform_takes() -> None:
     assert kernels["xla"].selected
     assert not kernels["pallas"].available
     assert "TPU" in kernels["pallas"].reason
+
+
+@pytest.mark.parametrize("off", ["off", "OFF", "Off"])
+def test_no_cache_is_asked_for_in_any_case(off: str) -> None:
+    assert XlaOptions.parse({"cache": off}).cache is None
+
+
+def test_a_cache_that_cannot_be_laid_out_is_refused_before_weights_are_loaded() -> None:
+    config = DeviceConfig(backend="xla", kernel="pallas-interpreted", options=OFF)
+    device = open_device(config).device
+    with pytest.raises(UnsupportedError, match="takes blocks of at least 32 tokens with kernel 'pallas-interpreted'"):
+        device.kv_block_bytes(KVLayout(2, 2, 64, 16, DType.INT8))
+    assert device.kv_block_bytes(KVLayout(2, 2, 64, 32, DType.INT8)) > 0
 
 
 def test_a_cache_that_cannot_be_written_is_a_note_and_no_error(tmp_path: Path) -> None:

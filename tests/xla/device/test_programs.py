@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,6 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 Open = Callable[..., LLM]
 
 
-@pytest.fixture
-def open_llm() -> Iterator[Open]:
-    opened: list[LLM] = []
-
-    def open_llm(**settings: Any) -> LLM:
-        options = {"cache": "off", "host_devices": "2", **settings.pop("options", {})}
-        llm = LLM(
-            tiny_model(ModelSpec("llama", "tied")).directory, backend="xla", dtype="float32", kv_cache_memory="4MiB",
-            check_integrity=True,
-            **{"max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 8, "warm_up_seconds": 0, **settings},
-            backend_options=options,
-        )  # fmt: skip
-        opened.append(llm)
-        return llm
-
-    yield open_llm
-    for llm in opened:
-        llm.close()
-
-
 def _device(llm: LLM) -> Any:
     return llm.engine._runner._device
 
@@ -50,8 +31,9 @@ def test_longer_contexts_and_wider_tables_compile_nothing(open_llm: Open) -> Non
     for length in (1, 40, 130, 300):  # chunks of 64, then decodes over 1 to 20 blocks
         llm.generate([[5] * length, [7] * (length // 2 + 1)], GREEDY)
     assert _device(llm).compilations.count == before
-    # 8 sequences: one size of decodes and four of prefills with 8 rows each, greedy and drawn.
-    assert before == 2 * (1 + 4)
+    # 8 sequences: one size of decodes and four of prefills with 8 rows each, for each of the warm-up's three samplers;
+    # and a copy of a block.
+    assert before == 3 * (1 + 4) + 1
 
 
 def test_the_cache_is_written_in_place(open_llm: Open) -> None:
@@ -70,15 +52,53 @@ def test_a_step_is_one_transfer_each_way(open_llm: Open, monkeypatch: pytest.Mon
     params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=5)  # five arrays come back
     llm.generate([[1, 2, 3]], params)
     mesh, downloads = _device(llm).mesh, _device(llm)._downloads
-    sent, received = [], []
-    upload, begin = mesh.upload, downloads.begin
+    sent: list[np.ndarray] = []
+    words: list[_Words] = []
+    upload, begin, receive = mesh.upload, downloads.begin, downloads.receive
+
+    def begin_watched(arrays: Any, packed: Any, packing: Any) -> None:
+        words.append(_Words(packed))
+        begin(arrays, words[-1], packing)
+
+    def receive_deleted(array: Any) -> np.ndarray:
+        array.delete()  # by itself it can be fetched no more
+        return receive(array)
+
     monkeypatch.setattr(mesh, "upload", lambda host: sent.append(host) or upload(host))
-    monkeypatch.setattr(downloads, "begin", lambda *given: received.append(given) or begin(*given))
+    monkeypatch.setattr(downloads, "begin", begin_watched)
+    monkeypatch.setattr(downloads, "receive", receive_deleted)
     steps = llm.engine.stats().steps
     with jax.transfer_guard("disallow"):  # explicit transfers only
         llm.generate([[4, 5, 6]], params)
     steps = llm.engine.stats().steps - steps
-    assert len(sent) == len(received) == steps
+    assert len(sent) == len(words) == steps > 0
+    assert {(each.begun, each.fetched) for each in words} == {(1, 1)}
+
+
+class _Words:
+    """The packed outputs of a step, on the device; how often their transfer was begun, and how often waited for."""
+
+    def __init__(self, words: Any) -> None:
+        self._words, self.begun, self.fetched = words, 0, 0
+
+    def copy_to_host_async(self) -> None:
+        self.begun += 1
+        self._words.copy_to_host_async()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.fetched += 1
+        return np.array(self._words, dtype)
+
+
+def test_the_log_tells_programs_apart(open_llm: Open, caplog: pytest.LogCaptureFixture) -> None:
+    llm = open_llm()
+    with caplog.at_level(logging.INFO, "octavo_xla"):
+        llm.generate([[1, 2, 3]], GREEDY)
+        llm.generate([[1, 2, 3]], SamplingParams(temperature=1.0, top_p=0.9, seed=1, max_tokens=2, ignore_eos=True))
+        llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, logprobs=3, max_tokens=2, ignore_eos=True))
+    names = [line.split("(")[1].split(")")[0] for line in caplog.messages if line.startswith("Program ")]
+    assert len(names) == len(set(names)) == _device(llm).compilations.count == 6
+    assert "8 tokens, 8 rows, decodes, random, truncation nucleus, tables of 8 x 128" in names
 
 
 def test_programs_of_an_earlier_process_are_read_and_not_compiled(tmp_path: Path) -> None:
@@ -88,15 +108,16 @@ def test_programs_of_an_earlier_process_are_read_and_not_compiled(tmp_path: Path
     assert first["count"] == second["count"] > 0
 
 
-def test_programs_that_cannot_be_read_are_forgotten_with_a_sentence(tmp_path: Path) -> None:
+def test_programs_that_cannot_be_read_are_replaced_with_a_sentence(tmp_path: Path) -> None:
     first = _generate(tmp_path)
     for entry in tmp_path.rglob("*-cache"):
         entry.write_bytes(b"not a program")
     broken, healed = _generate(tmp_path), _generate(tmp_path)
     assert broken["tokens"] == first["tokens"]
-    assert broken["log"].count("could not be read or written and are forgotten") == 1
+    assert broken["read"] == 0
+    assert broken["log"].count("could not be read and is compiled anew") == broken["count"]
     assert "Traceback" not in broken["log"]
-    assert healed["read"] == healed["count"] - 1  # the one that was found broken is compiled once more, and kept then
+    assert healed["read"] == healed["count"]
 
 
 _PROGRAM = """

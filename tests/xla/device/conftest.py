@@ -1,0 +1,31 @@
+"""Engines on the host, which pretends to be two devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from octavo import LLM
+from octavo_conformance.oracles.models import ModelSpec, tiny_model
+
+
+@pytest.fixture
+def open_llm() -> Iterator[Callable[..., LLM]]:
+    opened: list[LLM] = []
+
+    def open_llm(**settings: Any) -> LLM:
+        options = {"cache": "off", "host_devices": "2", **settings.pop("options", {})}
+        llm = LLM(
+            tiny_model(ModelSpec("llama", "tied")).directory, backend="xla", dtype="float32", kv_cache_memory="4MiB",
+            check_integrity=True,
+            **{"max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 8, "warm_up_seconds": 0, **settings},
+            backend_options=options,
+        )  # fmt: skip
+        opened.append(llm)
+        return llm
+
+    yield open_llm
+    for llm in opened:
+        llm.close()
