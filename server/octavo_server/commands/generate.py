@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -75,8 +77,13 @@ def generate(
         request = engine.processor.process_chat("generate", [*messages, {"role": "user", "content": prompt}], params)
     else:
         request = engine.processor.process("generate", prompt, params)
-    with closing(engine):  # also where it is interrupted: a device may not be left with a step under way
-        result = _run(engine, request, stream=not as_json)
+    try:
+        with closing(engine):
+            result = _run(engine, request, stream=not as_json)
+    except KeyboardInterrupt:
+        # At once, with the code of click.Abort: an interpreter that is taken down under a compiler's threads may crash.
+        sys.stdout.flush()
+        os._exit(130)
     if as_json:
         click.echo(json.dumps({"model": settings.model, "prompt": prompt, **result}, indent=2))
 
