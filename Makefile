@@ -67,7 +67,7 @@ xla-check: $(VENV)/.dev
 	$(BIN)/python backends/xla/topologies
 
 torch-xla-check: $(VENV)/.dev
-	$(BIN)/python backends/xla/torch-xla/check.py --report conformance/reports/torch-xla.json
+	$(BIN)/python backends/xla/torch-xla/check.py --report conformance/reports/xla-torch.json
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -1,12 +1,12 @@
-"""Run the shared torch operations on torch-xla: conformance on its CPU platform, in an environment of its own.
+"""The flavour `xla:torch`, in an environment of its own: conformance on torch-xla's CPU platform.
 
-    python backends/xla/torch-xla/check.py [--venv build/torch-xla-venv] [--kernel static] [--report FILE]
-                                           [--level LEVEL] [--case PATTERN] [--compilations]
+    python backends/xla/torch-xla/check.py [--venv build/torch-xla-venv] [--report FILE] [--level LEVEL]
+                                           [--case PATTERN] [--environment | --compilations]
 
 torch-xla 2.9 loads with torch 2.9 and no other, so the environment is made once, from `requirements.txt` (4 GB to
 download, 6 GB on disk), and made again where that file changes. Standard library only; its exit code is that of
-`octavo conformance run`: 0 where every case passed or is unsupported. `--compilations` runs no case: it counts what
-a generation compiles.
+`octavo conformance run`: 0 where every case passed or is unsupported. `--environment` makes the environment and no
+more; `--compilations` counts what a generation compiles.
 """
 
 from __future__ import annotations
@@ -25,21 +25,18 @@ ROOT = HERE.parents[2]
 REQUIREMENTS = HERE / "requirements.txt"
 PACKAGES = [*(ROOT / part for part in ("core", "backends/torch", "conformance", "server")), HERE]
 
-# Most programs here run once: what LLVM's optimizer takes, it would never give back. And a process has 65,530 mappings
-# of memory, of which the program of a tiny model's step takes 230: torch-xla keeps 2,048 programs, and crashes before.
-ENVIRONMENT = {
-    "PJRT_DEVICE": "CPU",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "XLA_COMPILATION_CACHE_SIZE": "128",
-}
+# Most programs here run once: what LLVM's optimizer takes, it would never give back.
+ENVIRONMENT = {"PJRT_DEVICE": "CPU", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     folder = options.venv.resolve()
     make_environment(folder)
+    if options.environment:
+        return 0
     if options.compilations:
-        command = [str(folder / "bin" / "python"), "-m", "octavo_torch_xla.compilations", options.kernel]
+        command = [str(folder / "bin" / "python"), "-m", "octavo_torch_xla.compilations"]
     else:
         command = _conformance(folder, options)
     return subprocess.run(command, check=False, env={**os.environ, **ENVIRONMENT}).returncode
@@ -55,7 +52,7 @@ def make_environment(folder: Path) -> None:
     if not (folder / "bin" / "python").exists():
         venv.create(folder, symlinks=True, with_pip=True)
     # Without dependencies: torch asks for every CUDA library, and the requirements name those that it does not load
-    # without; octavo-core asks for what reads GGUF, which these levels do not do.
+    # without.
     options = ["--quiet", "--disable-pip-version-check", "--no-deps"]
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", *options]
     subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
@@ -64,9 +61,9 @@ def make_environment(folder: Path) -> None:
 
 
 def _conformance(folder: Path, options: argparse.Namespace) -> list[str]:
-    command = [str(folder / "bin" / "octavo"), "conformance", "run", "--backend", "torch-xla"]
+    command = [str(folder / "bin" / "octavo"), "conformance", "run", "--backend", "xla:torch"]
     # Each shape is a program to compile, and time is not what is checked.
-    command += ["--kernel", options.kernel, "--patience", "6", "--jobs", str(options.jobs)]
+    command += ["--patience", "6", "--jobs", str(options.jobs)]
     for level in options.level or ["contract", "ops", "step"]:
         command += ["--level", level]
     if options.case:
@@ -83,14 +80,15 @@ def _fingerprint() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Conformance of the shared torch operations on torch-xla's CPU.")
+    parser = argparse.ArgumentParser(description="Conformance of the flavour xla:torch on torch-xla's CPU platform.")
     parser.add_argument("--venv", type=Path, default=ROOT / "build" / "torch-xla-venv", help="the environment's folder")
-    parser.add_argument("--kernel", choices=("torch", "static"), default="static", help="which operations (static)")
     parser.add_argument("--report", type=Path, help="where the report is written")
     parser.add_argument("--level", action="append", help="a level; may be repeated (contract, ops and step)")
     parser.add_argument("--case", help="only the cases whose id matches this pattern")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (2)")
-    parser.add_argument("--compilations", action="store_true", help="count what a generation compiles, and no more")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--environment", action="store_true", help="make the environment, and no more")
+    other.add_argument("--compilations", action="store_true", help="count what a generation compiles, and no more")
     return parser
 
 

@@ -1,6 +1,5 @@
-"""The operations that the PyTorch backends share, on torch-xla's lazy tensors: to be checked, not to be used.
+"""The flavour `xla:torch` of the XLA backend: octavo-torch's operations on torch-xla's lazy tensors.
 
-A plugin of its own, installed by `check.py` and by nothing else: torch-xla loads with torch 2.9 alone, so it can share
-no environment with the backends that are used, and a report of what ran here is not to bear the name of the backend
-`xla`, which runs on JAX.
+A package of its own, in an environment of its own: torch-xla's last release loads with torch 2.9 alone, which none of
+the other backends is held to. `xla` itself runs on JAX.
 """

@@ -1,6 +1,6 @@
 """How many programs torch-xla compiles for a generation.
 
-    python -m octavo_torch_xla.compilations [torch | static]
+    python -m octavo_torch_xla.compilations
 
 A tiny random Llama answers two rounds of prompts, greedily; those of the second are each one token longer. What the
 second round compiles is what serving would go on compiling.
@@ -8,14 +8,12 @@ second round compiles is what serving would go on compiling.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo import LLM, SamplingParams
 from octavo_conformance.oracles.models import ModelSpec, tiny_model
-from octavo_torch_xla.kernels import KernelName
 
 PROMPT_LENGTHS = (3, 17, 40, 9, 70, 25)
 OUTPUT = 24
@@ -34,10 +32,10 @@ class Round:
     tokens: list[list[int]]
 
 
-def main(kernel: KernelName) -> None:
-    print(f"Kernel {kernel.value}, {len(PROMPT_LENGTHS)} prompts, {OUTPUT} tokens each")
-    expected = generate_twice("reference", "auto")
-    for number, (done, right) in enumerate(zip(generate_twice("torch-xla", kernel.value), expected, strict=True), 1):
+def main() -> None:
+    print(f"{len(PROMPT_LENGTHS)} prompts, {OUTPUT} tokens each")
+    expected = generate_twice("reference")
+    for number, (done, right) in enumerate(zip(generate_twice("xla:torch"), expected, strict=True), 1):
         print(
             f"round {number}: {done.compiled} programs compiled in {done.compiling:.1f} of {done.seconds:.1f} s, "
             f"{done.executed} executed, {done.fetched} downloads; "
@@ -45,11 +43,10 @@ def main(kernel: KernelName) -> None:
         )
 
 
-def generate_twice(backend: str, kernel: str) -> list[Round]:
+def generate_twice(backend: str) -> list[Round]:
     with LLM(
         tiny_model(ModelSpec("llama")).directory,
         backend=backend,
-        kernel=kernel,
         kv_cache_memory=1 << 22,
         max_num_batched_tokens=64,
         enable_prefix_caching=False,  # the second round is to compute as much as the first
@@ -89,4 +86,4 @@ def _total(name: str) -> tuple[int, float]:
 
 
 if __name__ == "__main__":
-    main(KernelName(sys.argv[1]) if len(sys.argv) > 1 else KernelName.STATIC)
+    main()

@@ -23,9 +23,9 @@ from octavo.backend import (
     Step,
     StepInputs,
 )
-from octavo_torch import TorchDevice, TorchOps
-from octavo_torch_xla.kernels import KernelName, choose
+from octavo_torch import TorchDevice
 from octavo_torch_xla.ops import StaticOps
+from octavo_torch_xla.plugin import KERNEL
 
 _DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
@@ -40,22 +40,18 @@ CAPABILITIES = Capabilities(
 
 
 class TorchXlaDevice(TorchDevice):
-    """The device that torch-xla's runtime chose (`PJRT_DEVICE`).
-
-    Raises BackendUnavailableError for a kernel that it does not have.
-    """
+    """The device that torch-xla's runtime chose (`PJRT_DEVICE`)."""
 
     def __init__(self, config: DeviceConfig) -> None:
-        kernel = choose(config.kernel)
         self.torch_device = torch_xla.device(config.index)
-        self.ops = StaticOps() if kernel is KernelName.STATIC else TorchOps()
+        self.ops = StaticOps()
         kind = runtime.device_type()
         self.info = DeviceInfo(
-            backend="torch-xla",
+            backend="xla:torch",
             name=f"torch-xla's {kind} platform",
             arch=platform.machine() if kind == "CPU" else kind,
             driver=f"torch {torch.__version__}, torch-xla {torch_xla.__version__}",
-            kernel=kernel.value,
+            kernel=KERNEL.name,
             capabilities=CAPABILITIES,
         )
 
