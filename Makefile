@@ -30,7 +30,7 @@ help:
 	@echo "make ipex-check  conformance of the xpu backend's IPEX kernel on its CPU platform: an environment of its own, 4 GB"
 	@echo "make spirv-check  every kernel compiled to SPIR-V for Intel's GPUs, by a Triton of its own"
 	@echo "make xla-check  the XLA backend: conformance on the host at every level, whole steps compiled for every TPU: an hour"
-	@echo "make torch-xla-check  conformance on torch-xla's own CPU platform: an environment of its own, 4 GB"
+	@echo "make torch-xla-check  conformance of the flavour xla:torch on torch-xla's CPU platform: an environment of its own, 4 GB"
 	@echo "make gpu-check  conformance and benchmarks of GPU=cuda, on a machine that has one; make gpu-bundle packs what it lacks"
 	@echo "make gpu-dry-run  the same script on the CPU, with tiny shapes: that it runs to its end"
 	@echo "make bench      throughput beside transformers, KV waste, latency and start-up, into benchmarks/results"
