@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +77,7 @@ def generate(
     else:
         request = engine.processor.process("generate", prompt, params)
     try:
-        with closing(engine):
-            result = _run(engine, request, stream=not as_json)
+        result = _run(engine, request, stream=not as_json)
     except KeyboardInterrupt:
         # At once, with the code of click.Abort: an interpreter that is taken down under a compiler's threads may crash.
         sys.stdout.flush()
