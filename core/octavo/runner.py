@@ -237,9 +237,8 @@ class Runner:
         """Copy blocks, (source, target) each, all sources read before any target is written."""
         if not copies:
             return
-        # Padding copies the null block onto itself. Where sizes are static there is one, for as many as can run.
-        size = padded_size(max(len(copies), self._lanes), True) if self._static else len(copies)
-        pairs = np.zeros((2, size), np.int32)
+        # Padding copies the null block onto itself.
+        pairs = np.zeros((2, padded_size(len(copies), self._static)), np.int32)
         pairs[:, : len(copies)] = np.asarray(copies, np.int32).T
         source, target = (self._device.upload(np.ascontiguousarray(side)) for side in pairs)
         self._kv = self._device.ops.copy_blocks(self._kv, source, target)

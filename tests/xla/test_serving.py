@@ -49,7 +49,10 @@ def test_one_line_of_the_configuration_serves_it_and_the_real_client_is_answered
         question = [{"role": "user", "content": "What is the capital of France?"}]
         answer = client.chat.completions.create(model="demo", temperature=0, messages=question)  # type: ignore[arg-type]
         assert answer.choices[0].message.content == "The capital of France is Paris."
-        assert re.search(r"Program \d+ \(\d+ tokens, \d+ rows, decodes[^)]*\) (compiled|read)", log.read_text())
+        assert re.search(
+            r"Program \d+ \(\d+ tokens, \d+ rows, decodes, ([\w ]+, )*tables of \d+ x \d+\) (compiled|read)",
+            log.read_text(),
+        )
     finally:
         server.terminate()
         assert server.wait(60) == 0

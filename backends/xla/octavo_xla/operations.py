@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from octavo.backend import Ops
 from octavo_xla.ops import XlaOps
 from octavo_xla.probing import Attention
@@ -14,6 +16,13 @@ def operations(kernel: Attention, device_kind: str) -> Ops:
     """The operations that trace into a program for devices of a kind, as jax names it."""
     if kernel is Attention.XLA:
         return XlaOps()
-    from octavo_xla.kernels.operations import KernelOps
+    from octavo_xla.kernels.attention import paged_attention
+    from octavo_xla.kernels.copy_blocks import copy_blocks
+    from octavo_xla.kernels.write_kv import write_kv
 
-    return KernelOps(cores=2 if device_kind in _TWO_CORES else 1, interpret=kernel is Attention.INTERPRETED)
+    cores, interpret = 2 if device_kind in _TWO_CORES else 1, kernel is Attention.INTERPRETED
+    return XlaOps(
+        partial(paged_attention, cores=cores, interpret=interpret),
+        partial(write_kv, interpret=interpret),
+        partial(copy_blocks, interpret=interpret),
+    )

@@ -57,10 +57,10 @@ class TableSize:
     def widened(self, meta: AttentionMetadata) -> AttentionMetadata:
         """With padding sequences and blocks until it is not outgrown; as it is where it is on the device already."""
         own = StepTables.of(meta)
-        arrays = (meta.block_tables, meta.query_starts, meta.context_lengths)
-        if not self.outgrows(own) or not all(isinstance(array, np.ndarray) for array in arrays):
-            return meta
         target = self.target(own)
+        arrays = (meta.block_tables, meta.query_starts, meta.context_lengths)
+        if target == own or not all(isinstance(array, np.ndarray) for array in arrays):
+            return meta
         sequences = target.sequences - own.sequences
         return replace(
             meta,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,8 +14,6 @@ from octavo_conformance.oracles.models import ModelSpec, tiny_model
 
 @pytest.fixture
 def open_llm() -> Iterator[Callable[..., LLM]]:
-    opened: list[LLM] = []
-
     def open_llm(**settings: Any) -> LLM:
         options = {"cache": "off", "host_devices": "2", **settings.pop("options", {})}
         llm = LLM(
@@ -23,9 +22,7 @@ def open_llm() -> Iterator[Callable[..., LLM]]:
             **{"max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 8, "warm_up_seconds": 0, **settings},
             backend_options=options,
         )  # fmt: skip
-        opened.append(llm)
-        return llm
+        return opened.enter_context(llm)
 
-    yield open_llm
-    for llm in opened:
-        llm.close()
+    with ExitStack() as opened:
+        yield open_llm

@@ -42,15 +42,27 @@ class Write(Protocol):
     def __call__(self, kv: PagedKV, k: Array, v: Array, slots: Array) -> PagedKV: ...
 
 
+class Copy(Protocol):
+    """`Ops.copy_blocks` as a function."""
+
+    def __call__(self, kv: KVCache, source: Array, target: Array) -> KVCache: ...
+
+
 class XlaOps(Ops):
     """The operations in XLA. Nothing is computed in place: what takes over memory is donated by whoever compiles.
 
-    attention, write: the two that read and write the paged cache; a platform with kernels of its own gives them here.
+    attention, write, copy: those that read and write the paged cache; a platform with kernels of its own gives them.
     """
 
-    def __init__(self, attention: Attention = attention.paged_attention, write: Write = cache.write_kv) -> None:
+    def __init__(
+        self,
+        attention: Attention = attention.paged_attention,
+        write: Write = cache.write_kv,
+        copy: Copy = cache.copy_blocks,
+    ) -> None:
         self._attention = attention
         self._write = write
+        self._copy = copy
 
     def embedding(self, ids: Array, weight: Weight) -> Array:
         return linear.embedding(ids, weight)
@@ -83,7 +95,7 @@ class XlaOps(Ops):
         return self._attention(q, kv, meta, scale, window, softcap, sinks)
 
     def copy_blocks(self, kv: KVCache, source: Array, target: Array) -> KVCache:
-        return cache.copy_blocks(kv, source, target)
+        return self._copy(kv, source, target)
 
     def mixture_of_experts(self, x: Array, router_logits: Array, experts: ExpertWeights, top_k: int) -> Array:
         return mixture_of_experts(x, router_logits, experts, top_k)
