@@ -33,7 +33,7 @@ from octavo_xla.capabilities import capabilities
 from octavo_xla.compiling import Compilations
 from octavo_xla.downloads import Downloads
 from octavo_xla.eager import EagerOps
-from octavo_xla.kv import SCALED, TILE_OF_BYTES, PagedKV, block_bytes, row_lanes, scale_entries
+from octavo_xla.kv import SCALED, TILE_OF_BYTES, PagedKV, block_bytes, row_lanes, scale_shape
 from octavo_xla.mesh import MeshCollectives, ShardMesh
 from octavo_xla.opening import open_platform
 from octavo_xla.operations import operations
@@ -159,8 +159,8 @@ class XlaDevice(Device):
         data = self.mesh.full(shape, 0, layout.dtype.value, split)
         scales = None
         if layout.dtype in SCALED:
-            entries = scale_entries(layout.block_size, self._padded)
-            scales = self.mesh.full((blocks, 2 * heads, entries), 1, "float32", split)
+            rows, entries = scale_shape(layout.kv_heads, layout.block_size, self._padded)
+            scales = self.mesh.full((blocks, rows * self.mesh.size, entries), 1, "float32", split)
         return PagedKV(data, scales, layout.head_size)
 
     def _check_kv(self, layout: KVLayout) -> None:

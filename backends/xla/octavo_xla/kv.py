@@ -2,7 +2,7 @@
 
     data      [blocks, kv_heads, block_size, lanes]       one block of all heads is contiguous: one copy brings it
     a row     [ K: head_size | V: head_size | padding ]   on a TPU padded to whole rows of 128 lanes
-    scales    [blocks, 2 * kv_heads, entries]             of caches of eight bits: row 2h is K's of head h, 2h + 1 V's
+    scales    [blocks, scale rows, entries]               of caches of eight bits: row 2h is K's of head h, 2h + 1 V's
 
 A key of 64 and its value fill one row of lanes; apart they would be padded to twice the memory. Axis 1 is the one that
 tensor parallelism splits, of both arrays.
@@ -11,11 +11,15 @@ tensor parallelism splits, of both arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from octavo.backend import Array, DType, KVLayout
 
 LANES = 128
 """Entries of a row of a TPU's vector registers: the last axis of its arrays is padded to a multiple of it."""
+
+SUBLANES = 8
+"""Rows of a tile of entries of 32 bits in a TPU's memory."""
 
 TILE_OF_BYTES = 32
 """Rows of a tile of entries of eight bits in a TPU's memory."""
@@ -32,7 +36,7 @@ class PagedKV:
     """
 
     data: Array  # [blocks, kv_heads, block_size, lanes]
-    scales: Array | None  # [blocks, 2 * kv_heads, entries], an entry a slot, and padding on a TPU
+    scales: Array | None  # [blocks, 2 * kv_heads rows, entries], an entry a slot; more of both, unused, on a TPU
     head_size: int
 
     @property
@@ -50,18 +54,16 @@ def row_lanes(head_size: int, padded: bool) -> int:
     return -(-size // LANES) * LANES if padded else size
 
 
-def scale_entries(block_size: int, padded: bool) -> int:
-    """Entries of a block's row of scales. padded: as for `row_lanes`; with shorter rows XLA would lay the blocks out
-    along the lanes, and copy all scales whenever a kernel takes them.
+def scale_shape(kv_heads: int, block_size: int, padded: bool) -> tuple[int, int]:
+    """Rows and entries of a block's scales, on one shard. padded: to whole tiles of 8 rows of lanes; XLA would lay out
+    less another way than kernels take it, and copy all scales back and forth.
     """
-    return -(-block_size // LANES) * LANES if padded else block_size
+    rows, entries = 2 * kv_heads, block_size
+    return (-(-rows // SUBLANES) * SUBLANES, -(-entries // LANES) * LANES) if padded else (rows, entries)
 
 
 def block_bytes(layout: KVLayout, padded: bool) -> int:
     """Bytes of one block over all layers."""
     data = layout.kv_heads * layout.block_size * row_lanes(layout.head_size, padded) * layout.dtype.itemsize
-    scales = 0
-    if layout.dtype in SCALED:
-        rows = -(-2 * layout.kv_heads // 8) * 8 if padded else 2 * layout.kv_heads  # tiles of 8 rows
-        scales = 4 * rows * scale_entries(layout.block_size, padded)
+    scales = 4 * prod(scale_shape(layout.kv_heads, layout.block_size, padded)) if layout.dtype in SCALED else 0
     return layout.layers * (data + scales)

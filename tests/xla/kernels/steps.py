@@ -61,13 +61,13 @@ def step(
     window: int | None = None,
     softcap: float | None = None,
     sinks: bool = False,
-    scale_lanes: int = 0,
+    scale_shape: tuple[int, int] | None = None,
     pad_tokens: int = 3,
     pad_sequences: int = 2,
     pad_blocks: int = 1,
     seed: int = 0,
 ) -> Step:
-    """chunks: context and queries of each sequence. scale_lanes: of a row of scales, 0 for a block's tokens."""
+    """chunks: context and queries of each sequence. scale_shape: rows and entries of a block's scales."""
     rng = np.random.default_rng(seed)
     batch = lay_out(
         rng,
@@ -85,8 +85,8 @@ def step(
         first = 0 if window is None else max(0, chunk.context - chunk.queries - window + 1)
         owned[batch.slots(sequence, np.arange(first, chunk.context))] = True
     kv, keys, values = _cache(rng, owned, kv_heads, head_size, block_size, jnp.dtype(kv_dtype))
-    if kv.scales is not None and scale_lanes:
-        spare = ((0, 0), (0, 0), (0, scale_lanes - block_size))
+    if kv.scales is not None and scale_shape is not None:
+        spare = ((0, 0), (0, scale_shape[0] - 2 * kv_heads), (0, scale_shape[1] - block_size))
         kv = replace(kv, scales=jnp.pad(kv.scales, spare, constant_values=jnp.nan))
     sink = jnp.asarray(rng.standard_normal(heads), jnp.float32) if sinks else None
     return Step(batch, meta, jnp.asarray(q, dtype), kv, keys, values, head_size**-0.5, window, softcap, sink)

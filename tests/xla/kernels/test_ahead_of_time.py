@@ -17,7 +17,7 @@ from octavo_xla.kernels.attention import paged_attention
 from octavo_xla.kernels.attention.sizes import TileSizes
 from octavo_xla.kernels.copy_blocks import copy_blocks
 from octavo_xla.kernels.write_kv import write_kv
-from octavo_xla.kv import LANES, PagedKV, row_lanes
+from octavo_xla.kv import PagedKV, row_lanes, scale_shape
 
 BLOCKS = 2048
 TOKENS, SEQUENCES, WIDTH, GROUP, PAIRS = 128, 16, 64, 4, 8
@@ -26,6 +26,7 @@ SHAPES = {
     "bfloat16": {"kv_heads": 4, "head_size": 128, "block_size": 32, "dtype": "bfloat16", "kv_dtype": "bfloat16"},
     "float32": {"kv_heads": 1, "head_size": 64, "block_size": 16, "dtype": "float32", "kv_dtype": "float32"},
     "int8": {"kv_heads": 2, "head_size": 64, "block_size": 32, "dtype": "bfloat16", "kv_dtype": "int8"},
+    "three heads": {"kv_heads": 3, "head_size": 64, "block_size": 32, "dtype": "bfloat16", "kv_dtype": "int8"},
     "float8": {"kv_heads": 2, "head_size": 128, "block_size": 64, "dtype": "bfloat16", "kv_dtype": "float8_e4m3fn"},
 }
 
@@ -38,7 +39,8 @@ class Arrays:
         self.head_size, self.kv_heads = head_size, kv_heads
         self.data = self(kv_dtype, BLOCKS, kv_heads, block_size, row_lanes(head_size, padded=True))
         scaled = jnp.dtype(kv_dtype).itemsize == 1
-        self.scales = self("float32", BLOCKS, 2 * kv_heads, LANES) if scaled else None
+        scales = scale_shape(kv_heads, block_size, padded=True)
+        self.scales = self("float32", BLOCKS, *scales) if scaled else None
         self.side = self(dtype, TOKENS, kv_heads, head_size)
         self.q = self(dtype, TOKENS, kv_heads * GROUP, head_size)
         tokens, sequences = self("int32", TOKENS), self("int32", SEQUENCES)

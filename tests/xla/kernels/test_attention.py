@@ -14,6 +14,7 @@ from octavo.backend import UnsupportedError
 from octavo_xla.kernels.attention import attention as public
 from octavo_xla.kernels.attention import paged_attention
 from octavo_xla.kernels.attention.sizes import TileSizes
+from octavo_xla.kv import scale_shape
 
 from .steps import Step, step
 
@@ -103,11 +104,13 @@ def test_caches_of_eight_bits_are_read_with_their_scales(kv_dtype: str, block_si
     assert call.error(run(call)) < FLOAT32_ERROR
 
 
-def test_rows_of_scales_may_be_longer_than_a_block() -> None:
-    """As they are on a TPU, which would keep shorter ones the other way round."""
-    call = step(MIXED, heads=2, kv_heads=1, kv_dtype="int8", block_size=32, scale_lanes=128)
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_scales_may_have_more_rows_than_heads_and_longer_ones_than_a_block(kv_heads: int) -> None:
+    """As they have on a TPU, which would keep less the other way round."""
+    shape = scale_shape(kv_heads, 32, padded=True)
+    call = step(MIXED, heads=2 * kv_heads, kv_heads=kv_heads, kv_dtype="int8", block_size=32, scale_shape=shape)
     assert call.kv.scales is not None
-    assert call.kv.scales.shape[2] == 128
+    assert call.kv.scales.shape[1:] == (8, 128)
     assert call.error(run(call)) < FLOAT32_ERROR
 
 

@@ -16,9 +16,9 @@ from octavo_xla.kv import PagedKV, row_lanes
 
 def geometry(kv_heads: int, group: int, head_size: int, block_size: int, kv_dtype: str) -> Geometry:
     kv = np.dtype(jnp.dtype(kv_dtype))
-    scale_lanes = block_size if kv.itemsize == 1 else 0
+    scales = (2 * kv_heads, block_size) if kv.itemsize == 1 else None
     lanes = row_lanes(head_size, padded=True)
-    return Geometry(kv_heads, group, head_size, lanes, block_size, np.dtype(jnp.bfloat16), kv, scale_lanes)
+    return Geometry(kv_heads, group, head_size, lanes, block_size, np.dtype(jnp.bfloat16), kv, scales)
 
 
 def test_all_shapes_of_models_fit_and_leave_copies_on_their_way() -> None:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from octavo_xla.kv import PagedKV
+from octavo.backend import AttentionMetadata
+from octavo_xla.kv import PagedKV, scale_shape
 from octavo_xla.ops import scaled_kv
+from octavo_xla.ops.attention import paged_attention
 from octavo_xla.ops.cache import copy_blocks, write_kv
 
 BLOCKS, KV_HEADS, BLOCK, SIZE = 64, 2, 16, 32
@@ -83,3 +85,18 @@ def test_a_head_of_zeros_is_zero_and_one_that_is_not_finite_is_seen(dtype):
     assert scales[0] == 1.0
     assert (codes[0].astype(jnp.float32) == 0).all()
     assert np.isnan(scales[1:]).all()
+
+
+def test_rows_and_entries_of_scales_beyond_the_heads_and_the_block_are_left_alone():
+    """As a TPU's caches have them: what is written is read back by the plain operations all the same."""
+    data = jnp.zeros((BLOCKS, 3, BLOCK, 128), jnp.int8)
+    scales = jnp.full((BLOCKS, *scale_shape(3, BLOCK, padded=True)), 7.0)
+    k, slots = jax.random.normal(jax.random.key(0), (5, 3, SIZE)), jnp.arange(BLOCK, BLOCK + 5)
+    kv = write_kv(PagedKV(data, scales, SIZE), k, 2 * k, slots)
+    assert (np.asarray(kv.scales) != 7).sum() == 5 * 2 * 3
+    starts, one = jnp.array([0, 1]), jnp.ones(1, jnp.int32)
+    meta = AttentionMetadata(5 * one - 1, slots[-1:], 0 * one, starts, 5 * one, one[:, None], decode_only=True)
+    found = paged_attention(k[-1:], kv, meta, 1.0)
+    plain = PagedKV(jnp.zeros((BLOCKS, 3, BLOCK, 2 * SIZE)), None, SIZE)
+    expected = paged_attention(k[-1:], write_kv(plain, k, 2 * k, slots), meta, 1.0)
+    np.testing.assert_allclose(found, expected, atol=0.1)

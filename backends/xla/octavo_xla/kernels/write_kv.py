@@ -152,8 +152,8 @@ class Groups:
     runs: RunList
     sizes: WriteSizes
     block_size: int
-    pool: Ref  # [blocks, kv_heads, block_size, lanes] or scales [blocks, 2 * kv_heads, scale_lanes], HBM
-    buffer: Ref  # [buffers, kv_heads, height, lanes] or [buffers, 2 * kv_heads, scale_lanes]
+    pool: Ref  # [blocks, kv_heads, block_size, lanes] or scales [blocks, rows, lanes], HBM
+    buffer: Ref  # [buffers, kv_heads, height, lanes] or [buffers, rows, lanes]
     read: Ref
     written: Ref
 

@@ -200,8 +200,8 @@ def _read(kv: PagedKV, tables: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     values = rows[..., kv.head_size : 2 * kv.head_size].astype(jnp.float32)
     if kv.scales is None:
         return keys, values, None, None
-    scales = jnp.take(kv.scales[..., : kv.block_size], tables, axis=0, mode="clip").transpose(0, 2, 1, 3)
-    scales = scales.reshape(sequences, kv.kv_heads, 2, -1)
+    scales = jnp.take(kv.scales[:, : 2 * kv.kv_heads, : kv.block_size], tables, axis=0, mode="clip")
+    scales = scales.transpose(0, 2, 1, 3).reshape(sequences, kv.kv_heads, 2, -1)
     return keys, values, scales[:, :, 0], scales[:, :, 1]
 
 

@@ -25,7 +25,7 @@ def write_kv(kv: PagedKV, k: jax.Array, v: jax.Array, slots: jax.Array) -> Paged
         v, value_scales = scaled_kv.encode(v, kv.data.dtype)
         pairs = jnp.stack([key_scales, value_scales], axis=-1)  # [tokens, kv_heads, 2]
         rows = pairs.reshape(-1, 2 * kv.kv_heads)
-        scales = scales.at[blocks, :, offsets].set(rows, mode="drop")
+        scales = scales.at[blocks, : 2 * kv.kv_heads, offsets].set(rows, mode="drop")
     entries = jnp.concatenate([k, v], axis=-1).astype(kv.data.dtype)  # [tokens, kv_heads, 2 * head_size]
     used = entries.shape[-1]
     data = kv.data.at[blocks, :, offsets, :used].set(entries, mode="drop")

@@ -69,7 +69,7 @@ def _geometry(q: jax.Array, kv: PagedKV) -> Geometry:
         block_size=kv.block_size,
         dtype=np.dtype(q.dtype),
         kv_dtype=np.dtype(kv.data.dtype),
-        scale_lanes=0 if kv.scales is None else kv.scales.shape[2],
+        scale_shape=None if kv.scales is None else kv.scales.shape[1:],
     )
 
 

@@ -32,7 +32,7 @@ class Geometry:
     """What the shapes of a call fix.
 
     group: query heads of one KV head. lanes: of a row of the cache. dtype is that of the queries, kv_dtype the cache's.
-    scale_lanes: of a row of the cache's scales, 0 where it has none.
+    scale_shape: rows and lanes of a block's scales, None where the cache has none.
     """
 
     kv_heads: int
@@ -42,7 +42,7 @@ class Geometry:
     block_size: int
     dtype: np.dtype
     kv_dtype: np.dtype
-    scale_lanes: int = 0
+    scale_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype.name not in _QUERIES:
@@ -132,9 +132,10 @@ def vmem_bytes(geometry: Geometry, sizes: TileSizes) -> int:
     heads, rows, keys = geometry.kv_heads, geometry.rows(sizes.tokens), sizes.blocks * geometry.block_size
     wide, scores = round_up(geometry.width, LANES), rows * round_up(keys, LANES) * 4
     chunks = sizes.buffers * heads * keys * geometry.lanes * geometry.kv_dtype.itemsize
-    if geometry.scale_lanes:
-        slabs = sizes.buffers * sizes.blocks * round_up(geometry.scale_lanes, LANES) + round_up(keys, LANES)
-        chunks += round_up(2 * heads, SUBLANES) * slabs * 4
+    if geometry.scale_shape:
+        scale_rows, scale_lanes = geometry.scale_shape
+        slabs = sizes.buffers * sizes.blocks * round_up(scale_lanes, LANES) + round_up(keys, LANES)
+        chunks += round_up(scale_rows, SUBLANES) * slabs * 4
     queries_and_results = 2 * 2 * heads * rows * wide * geometry.dtype.itemsize
     sinks = 2 * heads * rows * LANES * 4
     state = heads * rows * (wide + 2 * LANES) * 4

@@ -23,7 +23,7 @@ class Buffers:
 
     chunks [buffers, kv_heads, keys, lanes] in the cache's dtype. arrived: a semaphore a buffer.
     cursor int32 [4], SMEM: the next item, its chunk and the buffer to fetch; and the buffer to work on next.
-    scales float32 [buffers, blocks, 2 * kv_heads, scale_lanes], scale_rows [2 * kv_heads, keys]: None without scales.
+    scales float32 [buffers, blocks, rows, lanes], scale_rows [rows, keys]: None without scales.
     """
 
     chunks: Ref
@@ -41,9 +41,9 @@ class Buffers:
             pltpu.SemaphoreType.DMA((sizes.buffers,)),
             pltpu.SMEM((4,), jnp.int32),
         ]
-        if geometry.scale_lanes:
-            shapes.append(pltpu.VMEM((sizes.buffers, sizes.blocks, 2 * heads, geometry.scale_lanes), jnp.float32))
-            shapes.append(pltpu.VMEM((2 * heads, keys), jnp.float32))
+        if geometry.scale_shape:
+            shapes.append(pltpu.VMEM((sizes.buffers, sizes.blocks, *geometry.scale_shape), jnp.float32))
+            shapes.append(pltpu.VMEM((geometry.scale_shape[0], keys), jnp.float32))
         return shapes
 
 
