@@ -1,8 +1,10 @@
-"""The shared torch operations without their two round trips to the host."""
+"""The shared torch operations without round trips to the host, and with a cache that is written in place."""
 
 from __future__ import annotations
 
-from octavo.backend import Array, AttentionMetadata, LayerKV, Ops
+import torch
+
+from octavo.backend import Array, AttentionMetadata, KVCache, LayerKV, Ops
 from octavo_torch import TorchOps
 
 
@@ -12,7 +14,20 @@ class StaticOps(TorchOps):
     `TorchOps.paged_attention` reads lengths on the host and cuts tensors by them: each new length is another program.
     `TorchOps.top_k` looks for rows with equal entries on the host, and counts them with a cumsum of booleans, which
     torch-xla 2.9 returns as booleans. The contract's own operations do neither.
+
+    The cache is written by one scatter into the tensor itself. Through a view, XLA slices the side out and puts it back:
+    a cache of 201 MB took 600 ms for 8 tokens on a host, which are 0.7 ms so.
     """
+
+    def write_kv(self, kv: LayerKV, k: Array, v: Array, slots: Array) -> LayerKV:
+        slots, block_size = slots.long()[None], kv.shape[2]
+        kv.index_put_((_sides(kv), slots // block_size, slots % block_size), torch.stack([k, v]).to(kv.dtype))
+        return kv
+
+    def copy_blocks(self, kv: KVCache, source: Array, target: Array) -> KVCache:
+        for layer in kv:
+            layer.index_put_((_sides(layer), target.long()[None]), layer.index_select(1, source))
+        return kv
 
     def paged_attention(
         self,
@@ -30,3 +45,8 @@ class StaticOps(TorchOps):
         # XLA sorts -0.0 below 0.0, which are equal.
         _, ids = Ops.top_k(self, x.masked_fill(x == 0, 0.0), k)
         return x.gather(-1, ids.long()), ids
+
+
+def _sides(kv: LayerKV) -> torch.Tensor:
+    """Indices of keys and values, against any of tokens: int64 [2, 1]."""
+    return torch.arange(2, device=kv.device)[:, None]
