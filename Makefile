@@ -11,6 +11,7 @@ ACCELERATORS := cuda rocm xpu xla
 PROJECTS := pyproject.toml core/pyproject.toml server/pyproject.toml backends/torch/pyproject.toml backends/cpu/pyproject.toml \
 	conformance/pyproject.toml $(ACCELERATORS:%=backends/%/pyproject.toml)
 PACKAGES := -e core -e backends/torch -e backends/cpu -e server
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 NATIVE := $(wildcard backends/cpu/setup.py backends/cpu/octavo_cpu/native/*.cpp backends/cpu/octavo_cpu/native/*.h)
 
 .PHONY: help setup serve test test-slow lint format bench conformance conformance-trial conformance-lists kernels-check kernels-trial \
@@ -43,13 +44,13 @@ serve: $(VENV)/.serve
 # Triton either compiles or interprets, and jax has as many host devices as the first who asks: for as long as a process
 # lives. So the tests of both have one of their own.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" tests/kernels
-	$(BIN)/python -m pytest -m "not slow" tests/xla
+	$(PYTEST) -m "not slow"
+	TRITON_INTERPRET=1 $(PYTEST) -m "not slow" tests/kernels
+	$(PYTEST) -m "not slow" tests/xla
 
 kernels-check: $(VENV)/.dev
 	$(BIN)/python -m octavo_torch.kernels.ahead_of_time --table docs/kernels.md
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
 
 kernels-trial: $(VENV)/.dev
 	PYTHONPATH=tests/conformance $(BIN)/python -m kernel_trial.table
@@ -62,16 +63,15 @@ spirv-check: $(VENV)/.dev
 	PYTHONPATH=build/triton-xpu $(BIN)/python backends/xpu/spirv/check.py
 
 xla-check: $(VENV)/.dev
-	$(BIN)/octavo conformance run --backend xla --option host_devices=2 --jobs 2 --report conformance/reports/xla.json
-	$(BIN)/python -m pytest tests/xla
-	$(BIN)/python backends/xla/topologies
+	$(BIN)/octavo conformance run --backend xla --option host_devices=2 --jobs 2 --patience 4 --report conformance/reports/xla.json
+	$(PYTEST) tests/xla
+	$(BIN)/python backends/xla/topologies --page docs/tpu.md
 
 torch-xla-check: $(VENV)/.dev
 	$(BIN)/python backends/xla/torch-xla/check.py --report conformance/reports/xla-torch.json
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m pytest -m slow tests/xla
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from octavo.backend import Capabilities, Device, DeviceInfo, DType, KVLayout, UnsupportedError
 from octavo.config import EngineConfig, parse_bytes
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, ModelError
 from octavo.models.config import DecoderConfig
+from octavo.models.weights import check_shards, parameter_count
 
 SHARED_MEMORY_SHARE = 0.25
 """Part of the free memory that the KV cache takes unasked where the device's memory is the host's own ..."""
@@ -87,10 +88,13 @@ def plan_cache(
         query_heads=model.heads // shards,
     )
     block_bytes = device.kv_block_bytes(layout)
-    budget, origin = _budget(config, device, weights_to_come)
+    memory = _Memory.of(config, device, weights_to_come)
+    budget, origin = _budget(config, memory)
     num_blocks = budget // block_bytes
     capacity = (num_blocks - 1) * block_size
     if capacity < min(2 * block_size, model.max_position):
+        if weights_to_come and config.kv_cache_memory is None:
+            raise ConfigError(_no_room(device, model, memory, f"{budget:,} bytes ({origin})", 3 * block_bytes))
         raise ConfigError(
             f"A KV cache of {budget:,} bytes ({origin}) is too small for one request: a block of {block_size} tokens "
             f"takes {block_bytes:,} bytes, one more is the null block, and a request needs at least two blocks: "
@@ -127,24 +131,70 @@ def plan_cache(
     return CachePlan(layout, num_blocks, block_bytes, longest, tuple(notes))
 
 
-def _budget(config: EngineConfig, device: Device, weights_to_come: int) -> tuple[int, str]:
-    memory = device.memory()
-    free = max(0, memory.free - weights_to_come)
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Of one shard, in bytes. spare: what is free beside the weights. reserve: of it, what is left free unasked."""
+
+    free: int
+    weights: int
+    spare: int
+    reserve: int
+    shared_with_host: bool
+
+    @classmethod
+    def of(cls, config: EngineConfig, device: Device, weights: int) -> _Memory:
+        memory = device.memory()
+        spare = max(0, memory.free - weights)
+        if memory.shared_with_host:
+            reserve = spare - min(int(spare * SHARED_MEMORY_SHARE), SHARED_MEMORY_CAP)
+        else:
+            reserve = int(memory.total * (1.0 - config.gpu_memory_utilization))
+        return cls(memory.free, weights, spare, reserve, memory.shared_with_host)
+
+
+def _budget(config: EngineConfig, memory: _Memory) -> tuple[int, str]:
+    """Bytes for the KV cache, and what they come from."""
     if config.kv_cache_memory is not None:
         asked = parse_bytes("kv_cache_memory", config.kv_cache_memory)
-        if asked > free:
+        if asked > memory.spare:
+            weights = f"weights of {memory.weights:,} bytes" if memory.weights else "the weights"
             raise ConfigError(
-                f"kv_cache_memory is {asked:,} bytes; {free:,} are free beside the weights, which is the largest value "
-                "that fits."
+                f"kv_cache_memory is {asked:,} bytes; {memory.spare:,} are free beside {weights}, which is the largest "
+                "value that fits."
             )
         return asked, "kv_cache_memory"
+    origin = f"gpu_memory_utilization {config.gpu_memory_utilization:g}"
     if memory.shared_with_host:
-        share = (
-            f"a quarter of the host's free memory, {SHARED_MEMORY_CAP >> 30} GiB at most; set kv_cache_memory for more"
-        )
-        return min(int(free * SHARED_MEMORY_SHARE), SHARED_MEMORY_CAP), share
-    reserve = int(memory.total * (1.0 - config.gpu_memory_utilization))
-    return max(0, free - reserve), f"gpu_memory_utilization {config.gpu_memory_utilization:g}"
+        limit = f"{SHARED_MEMORY_CAP >> 30} GiB at most"
+        origin = f"a quarter of the host's free memory, {limit}; set kv_cache_memory for more"
+    return max(0, memory.spare - memory.reserve), origin
+
+
+def _no_room(device: Device, model: DecoderConfig, memory: _Memory, left: str, least: int) -> str:
+    """Why not one request fits beside the weights, and what would. least: bytes that one request needs."""
+    reasons = f"The weights take {memory.weights:,} of the {memory.free:,} bytes that are free, and leave {left} for a "
+    reasons += f"KV cache; one request needs {least:,}."
+    offers = []
+    if memory.spare >= least:
+        offers.append(f"kv_cache_memory of {memory.spare:,} bytes is the largest that fits.")
+    shards, most = device.collectives.size, device.info.capabilities.max_tensor_parallel
+    if not memory.shared_with_host and (enough := _enough_shards(model, memory, shards, least)):
+        offers.append(f"A tensor_parallel_size of {enough} would leave room; {most} is the largest here.")
+    return " ".join([reasons, *(offers or ["A smaller model, or weights of fewer bits, would."])])
+
+
+def _enough_shards(model: DecoderConfig, memory: _Memory, shards: int, least: int) -> int | None:
+    """The smallest number of shards which leaves each the room that one request needs."""
+    parameter_bytes = memory.weights / parameter_count(model, shards)
+    for size in range(shards + 1, model.kv_heads + 1):
+        try:
+            check_shards(model, size)
+        except ModelError:
+            continue
+        weights = parameter_count(model, size) * parameter_bytes
+        if weights + memory.reserve + least * shards / size <= memory.free:
+            return size
+    return None
 
 
 def _block_size(config: EngineConfig, capabilities: Capabilities) -> int:

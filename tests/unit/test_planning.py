@@ -117,6 +117,24 @@ def test_what_does_not_fit_is_refused_with_the_largest_value_that_does(options: 
         _plan(Sized(1 << 30, 1 << 30, True), **options)
 
 
+@pytest.mark.parametrize(
+    ("weights", "offer"),
+    [
+        (950, f"kv_cache_memory of {50 * BLOCK_BYTES:,} bytes is the largest that fits. A tensor_parallel_size of 2"),
+        (998, "A tensor_parallel_size of 2 would leave room; 1 is the largest here."),
+        (4000, "A smaller model, or weights of fewer bits, would."),
+    ],
+)
+def test_weights_that_leave_no_room_are_named_with_what_would(weights: int, offer: str) -> None:
+    device = Sized(1000 * BLOCK_BYTES, 1000 * BLOCK_BYTES, False)
+    with pytest.raises(ConfigError) as refused:
+        _plan(device, weights * BLOCK_BYTES, gpu_memory_utilization=0.9)
+    said = str(refused.value)
+    assert f"The weights take {weights * BLOCK_BYTES:,} of the {1000 * BLOCK_BYTES:,} bytes that are free" in said
+    assert f"leave 0 bytes (gpu_memory_utilization 0.9) for a KV cache; one request needs {3 * BLOCK_BYTES:,}." in said
+    assert offer in said
+
+
 def _info(**capabilities: Any) -> DeviceInfo:
     return DeviceInfo("toy", "toy", "toy", "", "toy", Capabilities(**capabilities))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _GPU_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 _DEV = Path("/dev")
+_PCI = Path("/sys/bus/pci/devices")
+_GOOGLE = "0x1ae0"
 
 
 class Platform(str, Enum):
@@ -47,12 +49,21 @@ def _no_gpu() -> tuple[str, str]:
 
 
 def _no_tpu() -> tuple[str, str]:
-    # libtpu asks for a chip that is not there for minutes; the kernel's device files say it at once.
-    if not (list(_DEV.glob("accel[0-9]*")) or list(_DEV.glob("vfio/[0-9]*"))):
+    # libtpu asks for a chip that is not there for minutes; the kernel's files say it at once. VFIO hands on any device.
+    handed_on = any(_DEV.glob("vfio/[0-9]*")) and any(_vendor(device) == _GOOGLE for device in _PCI.glob("*"))
+    if not (any(_DEV.glob("accel[0-9]*")) or handed_on):
         return "There is no TPU on this machine.", ""
     if not find_spec("libtpu"):
         return "libtpu, the TPU's driver, is not installed.", "pip install 'octavo-xla[tpu]'"
     return "", ""
+
+
+def _vendor(device: Path) -> str:
+    """Of a PCI device, by its number; "" where it cannot be read."""
+    try:
+        return (device / "vendor").read_text().strip()
+    except OSError:
+        return ""
 
 
 _NAMES: Mapping[str, Platform] = {"cuda": Platform.GPU, "rocm": Platform.GPU} | {each.value: each for each in Platform}

@@ -31,13 +31,20 @@ def probe() -> Probe:
     lacking, remedy = missing(platform)
     if lacking:
         return Probe(False, f"JAX_PLATFORMS asks for {platform.value}. {lacking}", remedy or "unset JAX_PLATFORMS")
-    others = " ".join(missing(other)[0] for other in Platform if other is not platform and missing(other)[0])
+    others = " ".join(_lacking(other) for other in Platform if other is not platform and missing(other)[0])
     reason = f"jax {version('jax')} compiles for platform {platform.value}. {others}".strip()
     return Probe(True, reason, devices=(platform.value,), kernels=_kernels(platform))
 
 
+def _lacking(platform: Platform) -> str:
+    """What a platform lacks, with what would bring it."""
+    lacking, remedy = missing(platform)
+    return f"{lacking[:-1]} ({remedy})." if remedy else lacking
+
+
 def _kernels(platform: Platform) -> tuple[Kernel, ...]:
-    tpu = platform is Platform.TPU
+    """All that some platform of this machine runs: which one it is, the option `platform` may still change."""
+    tpu = not missing(Platform.TPU)[0]
     chosen = selected(platform)
     return (
         Kernel(
@@ -54,7 +61,7 @@ def _kernels(platform: Platform) -> tuple[Kernel, ...]:
         ),
         Kernel(
             Attention.INTERPRETED.value,
-            not tpu,
+            True,
             "the Pallas kernels in their interpreter, for tests: slow",
         ),
     )

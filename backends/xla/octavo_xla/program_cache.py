@@ -6,13 +6,14 @@ import hashlib
 import os
 import platform as machine
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
+from typing import Any
 
 import jax
 import jaxlib
@@ -22,6 +23,12 @@ from octavo_xla.platforms import Platform
 
 _ONE_AT_A_TIME = Lock()
 """jax has one cache in a process: devices that have another each take turns."""
+
+_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 
 _WORTH_READING = 0.2
 """Seconds: a program that takes less is compiled sooner than read."""
@@ -79,16 +86,24 @@ def kept_in(cache: ProgramCache | None) -> Iterator[None]:
     """What is compiled meanwhile is read from that cache and kept there, and nowhere else; nowhere at all where it is
     None or not even readable, whatever the environment says (JAX_COMPILATION_CACHE_DIR).
     """
-    folder = str(cache.folder) if cache is not None and cache.readable else None
+    # No program takes for ever: none is written where that fails.
+    worth_keeping = _WORTH_READING if cache is not None and cache.writable else inf
+    wanted = (str(cache.folder) if cache is not None and cache.readable else None, worth_keeping, -1)
     with _ONE_AT_A_TIME:
-        if jax.config.jax_compilation_cache_dir != folder:
-            jax.config.update("jax_compilation_cache_dir", folder)
-            compilation_cache.reset_cache()  # it goes on with the folder that it had first, otherwise
-        if cache is not None and folder is not None:
-            # No program takes for ever: none is written where that fails.
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_READING if cache.writable else inf)
-            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        yield
+        before = tuple(getattr(jax.config, setting) for setting in _SETTINGS)
+        _configure(wanted)
+        try:
+            yield
+        finally:
+            _configure(before)  # of whoever else uses jax in this process
+
+
+def _configure(values: Sequence[Any]) -> None:
+    moved = jax.config.jax_compilation_cache_dir != values[0]
+    for setting, value in zip(_SETTINGS, values, strict=True):
+        jax.config.update(setting, value)
+    if moved:
+        compilation_cache.reset_cache()  # it goes on with the folder that it had first, otherwise
 
 
 def _digest(platform: Platform, device_kind: str) -> str:

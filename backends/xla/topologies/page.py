@@ -92,11 +92,17 @@ def _sampler() -> str:
     return f"{', '.join(parameters)} and a logit bias"
 
 
+_REFUSED = (
+    "An engine refuses these before it loads anything: it finds no room for a KV cache beside the weights. With one of "
+    "a single context all the same, this is what it makes of the compiler's verdict:"
+)
+
+
 def _too_large(outcomes: Iterable[tuple[Case, Outcome]], budgets: Mapping[str, Budget]) -> Iterator[str]:
     """What a user is told, once for each step that does not fit, and why that is to be expected."""
     large = [(case, outcome) for case, outcome in outcomes if isinstance(outcome, TooLarge)]
     if large:
-        yield from ("", "## What does not fit", "", "And what the engine then says:", "")
+        yield from ("", "## What does not fit", "", _REFUSED, "")
     for case, outcome in large:
         reason = budgets[case.chip.name].too_large.get(case.name, "")
         yield f"- {case.chip.name}, {case.name}{f' ({reason})' if reason else ''}: {outcome.sentence}"

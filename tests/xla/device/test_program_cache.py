@@ -151,3 +151,24 @@ def test_starts_at_the_same_time_find_that_they_can_write(start: Start) -> None:
     for thread in threads:
         thread.join()
     assert [note.split(" in ")[0] for note in notes] == ["Compiled programs are kept"]
+
+
+def test_what_else_uses_jax_in_the_process_keeps_its_own_cache(start: Start, tmp_path: Path) -> None:
+    own = tmp_path / "of somebody else"
+    settings = {"jax_compilation_cache_dir": str(own), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        jax.jit(lambda x: jnp.cos(x) + 1)(np.ones(3, np.float32))
+        ours = start()
+        _compile(ours, *NAMES)
+        kept = len(list(own.glob("*-cache")))
+        jax.jit(lambda x: jnp.cos(x) + 2)(np.ones(3, np.float32))
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        program_cache.compilation_cache.reset_cache()
+    assert kept >= 1
+    assert len(list(own.glob("*-cache"))) > kept
+    assert set(_entries(ours)) == set(NAMES)

@@ -43,8 +43,9 @@ class TorchXlaDevice(TorchDevice):
     """The device that torch-xla's runtime chose (`PJRT_DEVICE`)."""
 
     def __init__(self, config: DeviceConfig) -> None:
+        self._compiling = False
         self.torch_device = torch_xla.device(config.index)
-        self.ops = StaticOps()
+        self.ops = StaticOps(torch_xla.sync)
         kind = runtime.device_type()
         self.info = DeviceInfo(
             backend="xla:torch",
@@ -63,15 +64,27 @@ class TorchXlaDevice(TorchDevice):
             raise DeviceOutOfMemoryError(f"A KV cache of {asked:,} bytes does not fit: {free:,} are free.")
         return super().allocate_kv(layout, blocks)
 
+    @property
+    def compiling(self) -> bool:
+        return self._compiling
+
     def compile(self, step: Step, bucket: Bucket) -> Step:
         """The step, cut off as one XLA program: what it wrote in place is an input aliased to an output."""
+        met = set()
 
         def run(weights: Any, kv: KVCache, inputs: StepInputs) -> tuple[Any, KVCache]:
-            # Not inference_mode: a view of a lazy tensor refuses to be written to in it ("Cannot set version_counter
-            # for inference tensor").
-            with torch.no_grad():
-                result = step(weights, kv, inputs)
-            torch_xla.sync()
+            # torch-xla compiles in `sync` and does not say so: it does for shapes that were not there before.
+            shapes = (len(inputs.token_ids), len(inputs.logit_rows), tuple(inputs.attention.block_tables.shape))
+            self._compiling = (shapes, inputs.attention.decode_only) not in met
+            try:
+                # Not inference_mode: a view of a lazy tensor refuses to be written to in it ("Cannot set
+                # version_counter for inference tensor").
+                with torch.no_grad():
+                    result = step(weights, kv, inputs)
+                torch_xla.sync()
+            finally:
+                self._compiling = False
+            met.add((shapes, inputs.attention.decode_only))
             return result
 
         return run
