@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import jax
 
 from octavo_xla.program_cache import ProgramCache, kept_in
+from octavo_xla.program_table import ProgramRoom
 
 COMPILER_OPTIONS: Mapping[str, Any] = MappingProxyType({"xla_allow_excess_precision": False})
 """bfloat16 results are rounded where the contract rounds them: draws do not depend on what XLA fuses."""
@@ -25,12 +26,14 @@ _log = logging.getLogger(__name__)
 class Compilations:
     """Compiles programs and counts them.
 
-    cache: where they are kept, None for nowhere. count: of all programs; read: of those, the ones that came from the
-    cache. seconds: spent on all of them. compiling: whether one is under way; another thread may read it.
+    cache: where they are kept on disk, None for nowhere. room: for those that are held in memory. count: of all
+    programs; read: of those, the ones that came from the cache. seconds: spent on all of them. compiling: whether one
+    is under way; another thread may read it.
     """
 
     def __init__(self, cache: ProgramCache | None) -> None:
         self.cache = cache
+        self.room = ProgramRoom()
         self.count = 0
         self.read = 0
         self.seconds = 0.0

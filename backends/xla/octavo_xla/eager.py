@@ -18,6 +18,7 @@ from octavo_xla.compiling import COMPILER_OPTIONS, Compilations
 from octavo_xla.donation import taken_over
 from octavo_xla.mesh import ShardMesh, spec_of
 from octavo_xla.packing import form
+from octavo_xla.program_table import ProgramTable
 
 _IN_PLACE = ("write_kv", "copy_blocks", "rotary_write_kv")
 """Those that take the KV cache over: it is donated."""
@@ -28,7 +29,7 @@ class EagerOps(Ops):
 
     def __init__(self, ops: Ops, mesh: ShardMesh, compilations: Compilations) -> None:
         self._ops, self._mesh, self._compilations = ops, mesh, compilations
-        self._programs: dict[Hashable, tuple[Callable[..., Any], Hashable]] = {}
+        self._programs: ProgramTable[Hashable, tuple[Callable[..., Any], Hashable]] = ProgramTable(compilations.room)
 
     def run(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """One operation, by name. Raises DeviceLostError where it fails with a KV cache that it had taken over."""
@@ -38,7 +39,7 @@ class EagerOps(Ops):
         donated = self._donated(name, arguments, leaves)
         key = (name, structure, donated, tuple(map(_kind, leaves)))
         if (found := self._programs.get(key)) is None:
-            found = self._programs[key] = self._build(name, structure, donated, leaves)
+            found = self._programs.keep(key, self._build(name, structure, donated, leaves))
         program, result = found
         taken, given = _parted(leaves, donated)
         with taken_over(f"{name} outside of a step", taken):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform as machine
 import re
@@ -23,6 +24,8 @@ from octavo_xla.platforms import Platform
 
 _ONE_AT_A_TIME = Lock()
 """jax has one cache in a process: devices that have another each take turns."""
+
+_JAX_LOG = logging.getLogger("jax._src.compilation_cache")
 
 _SETTINGS = (
     "jax_compilation_cache_dir",
@@ -102,8 +105,11 @@ def _configure(values: Sequence[Any]) -> None:
     moved = jax.config.jax_compilation_cache_dir != values[0]
     for setting, value in zip(_SETTINGS, values, strict=True):
         jax.config.update(setting, value)
-    if moved:
-        compilation_cache.reset_cache()  # it goes on with the folder that it had first, otherwise
+    if moved:  # it would go on with the folder that it had first
+        level = _JAX_LOG.level
+        _JAX_LOG.setLevel(max(level, logging.WARNING))  # it would say so, twice a program
+        compilation_cache.reset_cache()
+        _JAX_LOG.setLevel(level)
 
 
 def _digest(platform: Platform, device_kind: str) -> str:

@@ -33,6 +33,7 @@ from octavo_xla.fitting import StepSizes, explanation
 from octavo_xla.mesh import ShardMesh, spec_of
 from octavo_xla.naming import step_name
 from octavo_xla.packing import Form, Packing, form, packable, packed
+from octavo_xla.program_table import ProgramTable
 from octavo_xla.tables import StepTables, TableSize
 
 
@@ -98,7 +99,7 @@ class StepPrograms:
     def __init__(self, step: Step, variant: Any, compiler: StepCompiler) -> None:
         self._step, self._variant = step, variant
         self._compiler = compiler
-        self._programs: dict[_Key, _Program | _Failure] = {}
+        self._programs: ProgramTable[_Key, _Program | _Failure] = ProgramTable(compiler.compilations.room)
         self._weights: tuple[Any, list[Array], Hashable] | None = None
 
     def __call__(self, weights: Any, kv: KVCache, inputs: StepInputs) -> tuple[Any, KVCache]:
@@ -124,8 +125,8 @@ class StepPrograms:
 
     def forget_outgrown(self) -> None:
         """Let go of the programs whose block tables are smaller than those of any step to come."""
-        for key in [key for key in self._programs if self._compiler.tables.outgrows(key.tables)]:
-            del self._programs[key]
+        for key in [key for key in self._programs.uses if self._compiler.tables.outgrows(key.tables)]:
+            self._programs.forget(key)
 
     # ---------------------------------------------------------------------------------------------------- details
 
@@ -143,10 +144,13 @@ class StepPrograms:
             raise found.error()
         if found is None:
             try:
-                found = self._programs[key] = self._build(call, arguments, inputs)
+                built = self._build(call, arguments, inputs)
             except jax.errors.JaxRuntimeError as error:
-                failure = self._programs[key] = self._failure(error, arguments, inputs)
+                failure = self._failure(error, arguments, inputs)
+                self._programs.keep(key, failure)
                 raise failure.error() from error
+            self._programs.keep(key, built)
+            return built
         return found
 
     def _build(self, call: _Call, arguments: Sequence[Any], inputs: StepInputs) -> _Program:

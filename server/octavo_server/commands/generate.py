@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo_server.options import OptionGroups, settings_from, settings_options
-from octavo_server.settings import ENGINE_OPTIONS
+from octavo_server.settings import ENGINE_OPTIONS, ENVIRONMENT_PREFIX
 
 if TYPE_CHECKING:
     from octavo.engine import Engine
@@ -68,6 +69,9 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop, logprobs=None
     )
     settings = settings_from(model, config, given)
+    # Beside an answer, a log is for those who ask for it.
+    log_level = settings.log_level if f"{ENVIRONMENT_PREFIX}LOG_LEVEL" in os.environ else "warning"
+    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(message)s")
     engine_config = replace(settings.engine_config(), warm_up_seconds=0.0)  # one prompt is soon done without
     with LoadingProgress() as progress:
         engine = Engine.from_config(engine_config, progress)

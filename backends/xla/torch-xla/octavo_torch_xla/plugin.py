@@ -8,7 +8,7 @@ import os
 
 from octavo.backend import Backend, Device, DeviceConfig, Kernel, Probe, hookimpl
 
-KERNEL = Kernel("static", True, "octavo-torch's operations; attention and top-k in shapes that follow no value", True)
+KERNEL = Kernel("static", True, "octavo-torch's operations, attention and top-k in shapes that follow no value", True)
 
 _PROGRAMS = "128"
 
