@@ -44,7 +44,7 @@ serve: $(VENV)/.serve
 # Triton either compiles or interprets, and jax has as many host devices as the first who asks: for as long as a process
 # lives. So the tests of both have one of their own.
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 	TRITON_INTERPRET=1 $(PYTEST) -m "not slow" tests/kernels
 	$(PYTEST) -m "not slow" tests/xla
 

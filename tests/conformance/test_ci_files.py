@@ -126,13 +126,16 @@ def test_the_vendors_workflow_runs_everything_at_night_and_keeps_the_report() ->
     assert "${{ env.REPORT }}" in upload["with"]["path"]
 
 
-def test_our_workflow_runs_the_whole_suite_on_reference_and_cpu_at_every_change() -> None:
+def test_our_workflow_runs_the_whole_suite_on_all_that_needs_no_accelerator_at_every_change() -> None:
     workflow = load(OURS)
     assert {"push", "pull_request"} <= set(workflow["on"])
-    assert workflow["jobs"]["run"]["strategy"]["matrix"] == {"backend": ["reference", "cpu"]}
-    (line,) = (line for line in commands(workflow) if line.startswith("octavo conformance run"))
-    options = parse(line).params
-    assert (options["levels"], options["pattern"], options["quick"], options["expectations"]) == ((), "", False, None)
+    assert workflow["jobs"]["run"]["strategy"]["matrix"] == {"backend": ["reference", "cpu", "xla"]}
+    runs = [step for step in steps(workflow) if "octavo conformance run" in step.get("run", "")]
+    assert [step["if"] for step in runs] == ["${{ matrix.backend != 'xla' }}", "${{ matrix.backend == 'xla' }}"]
+    for line in commands(workflow):
+        if line.startswith("octavo conformance run"):
+            asked = parse(line).params
+            assert (asked["levels"], asked["pattern"], asked["quick"], asked["expectations"]) == ((), "", False, None)
 
 
 def test_our_reports_are_compared_with_the_base_and_collected_into_the_site() -> None:
