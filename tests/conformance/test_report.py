@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -309,6 +310,23 @@ def test_a_run_without_a_device_makes_a_report_too(tmp_path: Path) -> None:
     assert (again.device, again.capabilities) == (None, None)
     assert again.date == datetime(2026, 11, 21, 6, 14, 15, tzinfo=UTC)
     assert again.backend.requested_kernel == "paged"
+
+
+def test_a_report_does_not_tell_whose_machine_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    _, opened, _ = _bench()
+    assert opened.info is not None
+    info = replace(opened.info, notes=("Programs are kept in /home/ada/.cache/octavo.", "/home/adam is another."))
+    report = make_report(
+        opened=Opened(info, opened.package, opened.version, 1),
+        assignment=Assignment("reference", "auto", {"cache": "/home/ada/cache"}),
+        selection=Selection(),
+        expectations=Expectations(),
+        outcomes=[],
+    )
+    assert report.device is not None
+    assert report.device.notes == ("Programs are kept in ~/.cache/octavo.", "/home/adam is another.")
+    assert report.backend.options == {"cache": "~/cache"}
 
 
 # -------------------------------------------------------------------------------------------------------- the score

@@ -40,7 +40,7 @@ class ProgramRoom:
         """Where half of the mappings are taken, let the half of all programs go that was used longest ago."""
         if not crowded():
             return
-        entries = [(used, table, key) for table in self._tables for key, used in table.uses.items()]
+        entries = [(used, table, key) for table in self._tables for key, used in table.uses()]
         entries.sort(key=itemgetter(0))
         leaving = entries[: len(entries) // 2]
         for _, table, key in leaving:
@@ -49,35 +49,34 @@ class ProgramRoom:
 
 
 class ProgramTable(Generic[K, V]):
-    """Programs by what they were compiled for. uses: of each, the number of its last one."""
+    """Programs by what they were compiled for, each with the number of its last use."""
 
     def __init__(self, room: ProgramRoom) -> None:
         self._room = room
-        self._programs: dict[K, V] = {}
-        self.uses: dict[K, int] = {}
+        self._entries: dict[K, tuple[int, V]] = {}
         room.join(self)
 
     def get(self, key: K) -> V | None:
-        program = self._programs.get(key)
-        if program is not None:
-            self.uses[key] = self._room.next_use()
-        return program
+        entry = self._entries.get(key)
+        return None if entry is None else self._use(key, entry[1])
 
     def keep(self, key: K, program: V) -> V:
-        self._programs[key] = program
-        self.uses[key] = self._room.next_use()
+        self._use(key, program)
         self._room.make()
         return program
 
-    def programs(self) -> list[V]:
-        return list(self._programs.values())
+    def uses(self) -> list[tuple[K, int]]:
+        return [(key, used) for key, (used, _) in self._entries.items()]
 
     def forget(self, key: K) -> None:
-        del self._programs[key], self.uses[key]
+        del self._entries[key]
 
     def clear(self) -> None:
-        self._programs.clear()
-        self.uses.clear()
+        self._entries.clear()
+
+    def _use(self, key: K, program: V) -> V:
+        self._entries[key] = (self._room.next_use(), program)
+        return program
 
 
 def crowded() -> bool:

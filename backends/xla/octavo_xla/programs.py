@@ -125,7 +125,7 @@ class StepPrograms:
 
     def forget_outgrown(self) -> None:
         """Let go of the programs whose block tables are smaller than those of any step to come."""
-        for key in [key for key in self._programs.uses if self._compiler.tables.outgrows(key.tables)]:
+        for key in [key for key, _ in self._programs.uses() if self._compiler.tables.outgrows(key.tables)]:
             self._programs.forget(key)
 
     # ---------------------------------------------------------------------------------------------------- details

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
-from octavo.backend import Capabilities
+from octavo.backend import Capabilities, DeviceInfo
 from octavo.host import package_versions, processor_name
 from octavo_conformance import SUITE_VERSION
 from octavo_conformance.expectations import Expectations
@@ -55,7 +56,7 @@ def make_report(
         version=opened.version,
         kernel="" if info is None else info.kernel,
         requested_kernel=assignment.kernel,
-        options=dict(assignment.options),
+        options={key: _without_home(value) for key, value in assignment.options.items()},
     )
     return Report(
         schema=SCHEMA,
@@ -64,7 +65,7 @@ def make_report(
         octavo_version=version("octavo-core"),
         date=(date or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0),
         backend=backend,
-        device=None if info is None else DeviceRecord(info.name, info.arch, info.driver, tuple(info.notes)),
+        device=None if info is None else _device(info),
         capabilities=None if info is None else claims_of(info.capabilities),
         host=host(opened.package),
         selection=selection,
@@ -75,6 +76,16 @@ def make_report(
         expected_failures=tuple(ExpectedFailureRecord(one.case, one.reason) for one in expectations.failures),
         results=tuple(result_of(outcome) for outcome in outcomes),
     )
+
+
+def _device(info: DeviceInfo) -> DeviceRecord:
+    return DeviceRecord(info.name, info.arch, info.driver, tuple(map(_without_home, info.notes)))
+
+
+def _without_home(text: str) -> str:
+    """The text with ~ in place of the path that names its user: others read reports."""
+    home = Path.home()
+    return re.sub(rf"(?<![\w.-]){re.escape(str(home))}(?=/)", "~", text) if home != home.parent else text
 
 
 def claims_of(capabilities: Capabilities) -> Claims:

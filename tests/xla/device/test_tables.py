@@ -116,4 +116,8 @@ def test_decodes_of_a_few_keep_their_program_when_many_come(open_llm: Callable[.
 def _programs(llm: LLM) -> list[weakref.ref[Any]]:
     """What was compiled, in this order."""
     compiler = llm.engine._runner._device._compiler
-    return [weakref.ref(program.run) for each in compiler._programs.values() for program in each._programs.programs()]
+    return [
+        weakref.ref(program.run)
+        for each in compiler._programs.values()
+        for _, program in each._programs._entries.values()
+    ]
