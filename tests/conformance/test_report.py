@@ -319,14 +319,14 @@ def test_a_report_does_not_tell_whose_machine_it_was(monkeypatch: pytest.MonkeyP
     info = replace(opened.info, notes=("Programs are kept in /home/ada/.cache/octavo.", "/home/adam is another."))
     report = make_report(
         opened=Opened(info, opened.package, opened.version, 1),
-        assignment=Assignment("reference", "auto", {"cache": "/home/ada/cache"}),
+        assignment=Assignment("reference", "auto", {"cache": "/home/ada/cache", "folder": "/home/ada"}),
         selection=Selection(),
         expectations=Expectations(),
         outcomes=[],
     )
     assert report.device is not None
     assert report.device.notes == ("Programs are kept in ~/.cache/octavo.", "/home/adam is another.")
-    assert report.backend.options == {"cache": "~/cache"}
+    assert report.backend.options == {"cache": "~/cache", "folder": "~"}
 
 
 # -------------------------------------------------------------------------------------------------------- the score

@@ -85,7 +85,7 @@ def _device(info: DeviceInfo) -> DeviceRecord:
 def _without_home(text: str) -> str:
     """The text with ~ in place of the path that names its user: others read reports."""
     home = Path.home()
-    return re.sub(rf"(?<![\w.-]){re.escape(str(home))}(?=/)", "~", text) if home != home.parent else text
+    return re.sub(rf"(?<![\w.-]){re.escape(str(home))}(?=/|\s|$)", "~", text) if home != home.parent else text
 
 
 def claims_of(capabilities: Capabilities) -> Claims:

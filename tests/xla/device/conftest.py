@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -26,3 +27,14 @@ def open_llm() -> Iterator[Callable[..., LLM]]:
 
     with ExitStack() as opened:
         yield open_llm
+
+
+@pytest.fixture
+def compiled() -> Callable[[LLM], list[weakref.ref[Any]]]:
+    """compiled(llm): the programs of its steps, in the order in which they were compiled."""
+
+    def programs(llm: LLM) -> list[weakref.ref[Any]]:
+        steps = llm.engine._runner._device._compiler._programs.values()  # type: ignore[attr-defined]
+        return [weakref.ref(program.run) for each in steps for _, program in each._programs._entries.values()]
+
+    return programs

@@ -46,16 +46,12 @@ def test_the_half_that_was_used_longest_ago_goes_from_all_tables(full: list[bool
 
 
 def test_an_engine_goes_on_and_its_programs_give_their_mappings_back(
-    open_llm: Callable[..., LLM], full: list[bool]
+    open_llm: Callable[..., LLM], compiled: Callable[[LLM], list[weakref.ref[Any]]], full: list[bool]
 ) -> None:
     llm = open_llm()
     first = [result.outputs[0].token_ids for result in llm.generate([[5] * 8], GREEDY)]
     device: Any = llm.engine._runner._device
-    held = [
-        weakref.ref(program.run)
-        for each in device._compiler._programs.values()
-        for _, program in each._programs._entries.values()
-    ]
+    held = compiled(llm)
     full.append(True)
     device.ops.rms_norm(device.upload(np.ones((2, 8), np.float32)), device.upload(np.ones(8, np.float32)), 1e-5)
     gc.collect()

@@ -87,10 +87,12 @@ def test_a_context_that_grows_compiles_nothing(open_llm: Callable[..., LLM]) -> 
     assert llm.engine._runner._device.compilations.count == before
 
 
-def test_programs_of_smaller_tables_are_let_go(open_llm: Callable[..., LLM]) -> None:
+def test_programs_of_smaller_tables_are_let_go(
+    open_llm: Callable[..., LLM], compiled: Callable[[LLM], list[weakref.ref[Any]]]
+) -> None:
     llm = open_llm(block_size=2)
     llm.generate([[5] * 8], GREEDY)
-    narrow = _programs(llm)
+    narrow = compiled(llm)
     assert len(narrow) == 2
     llm.generate([[5] * 300], GREEDY)  # 152 blocks
     gc.collect()
@@ -100,10 +102,12 @@ def test_programs_of_smaller_tables_are_let_go(open_llm: Callable[..., LLM]) -> 
     assert llm.engine._runner._device.compilations.count == before
 
 
-def test_decodes_of_a_few_keep_their_program_when_many_come(open_llm: Callable[..., LLM]) -> None:
+def test_decodes_of_a_few_keep_their_program_when_many_come(
+    open_llm: Callable[..., LLM], compiled: Callable[[LLM], list[weakref.ref[Any]]]
+) -> None:
     llm = open_llm(max_num_seqs=32, max_model_len=128)
     llm.generate([[5] * 30], GREEDY)
-    prefill, decode = _programs(llm)
+    prefill, decode = compiled(llm)
     llm.generate([[5] * 4] * 20, GREEDY)  # 32 sequences, with padding
     gc.collect()
     assert decode() is not None
@@ -111,13 +115,3 @@ def test_decodes_of_a_few_keep_their_program_when_many_come(open_llm: Callable[.
     before = llm.engine._runner._device.compilations.count
     llm.generate([[6] * 4] * 4, GREEDY)
     assert llm.engine._runner._device.compilations.count <= before + 1  # the prefill, and not the decodes
-
-
-def _programs(llm: LLM) -> list[weakref.ref[Any]]:
-    """What was compiled, in this order."""
-    compiler = llm.engine._runner._device._compiler
-    return [
-        weakref.ref(program.run)
-        for each in compiler._programs.values()
-        for _, program in each._programs._entries.values()
-    ]
